@@ -1,0 +1,24 @@
+"""The task registry: one line a domain. Modules load when asked for, to keep `import rftkit` light."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from rftkit.errors import UserError
+from rftkit.tasks.base import Prompt, Score, Task
+
+REGISTRY = {
+    "dialogue": "rftkit.tasks.dialogue:Dialogue",
+    "code": "rftkit.tasks.code:Code",
+    "game": "rftkit.tasks.game:Game",
+}
+
+__all__ = ["REGISTRY", "Prompt", "Score", "Task", "load_task"]
+
+
+def load_task(name: str) -> Task:
+    """The task registered under `name`. Raises UserError for a name that is not registered."""
+    if name not in REGISTRY:
+        raise UserError(f"task {name!r} is unknown; choose one of {', '.join(sorted(REGISTRY))}")
+    module, _, attribute = REGISTRY[name].partition(":")
+    return getattr(import_module(module), attribute)()
