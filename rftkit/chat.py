@@ -1,0 +1,35 @@
+"""From conversations to token ids, through the tokenizer's chat template.
+
+Content never becomes a role or an end of turn: only the template's own text may hold special
+tokens, whatever a prompt or a response spells out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_MARK = re.compile("\ue0f0(\\d+)\ue0f1")
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of plain text; the spelling of a special token in it stays plain text."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Ids of a conversation, ending where the next turn begins.
+
+    A message's content is text or, to skip a decode and re-encode, a list of token ids.
+    """
+    marked = [{**m, "content": f"\ue0f0{i}\ue0f1"} for i, m in enumerate(messages)]
+    skeleton = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = []
+    for i, piece in enumerate(_MARK.split(skeleton)):
+        if i % 2 == 0:  # the template's own text, where special tokens count
+            ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
+            continue
+        content = messages[int(piece)]["content"]
+        ids += encode_text(tokenizer, content) if isinstance(content, str) else content
+    return ids

@@ -1,0 +1,73 @@
+"""What the embedded model learns from: prompts to answer, and drafts to refine.
+
+Endless and without files: batch n of a seed is always the same, so pre-training resumes by its step
+number. The refiner learns one rule: a well-formed draft stays as it is, right or wrong.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rftkit.tasks import Prompt, Task
+from rftkit.tasks.base import edit_units, units
+
+REFINE_SHARE = 0.6  # of the examples; the rest are answers
+# Drafts of refine examples. "edits" are 1-4 random edits, "flood" is the task's own degeneracy.
+DRAFT_KINDS = {"clean": 0.30, "unusual": 0.12, "edits": 0.28, "flood": 0.30}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training text: a response to a prompt, or the refined version of a draft."""
+
+    prompt: Prompt
+    draft: str | None
+    target: str
+
+
+def draft_pair(task: Task, kind: str, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+    """A (draft, refined) pair. Damage that leaves the draft well-formed is no damage: it stays."""
+    if kind == "unusual":
+        draft = task.unusual(prompt, rng)
+        return draft, draft
+    clean = task.unusual(prompt, rng) if rng.random() < 0.15 else task.clean(prompt, rng)
+    draft = clean
+    if kind == "edits":
+        alphabet = units(task.clean(task.sample(rng), rng)) + [junk(rng)]
+        alphabet = [unit for unit in alphabet if not unit.isspace()]
+        draft = edit_units(clean, rng, rng.randint(1, 4), alphabet)
+    elif kind == "flood":
+        draft = task.flood(prompt, clean, rng)
+    return draft, draft if task.well_formed(prompt, draft) else clean
+
+
+def junk(rng: random.Random) -> str:
+    """A short string of any characters, as a person at a keyboard may type."""
+    ranges = ((33, 126), (33, 126), (192, 591), (0x1F600, 0x1F64F))
+    low, high = rng.choice(ranges)
+    return "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, 4)))
+
+
+def example(task: Task, rng: random.Random) -> Example:
+    """One random training example of a task."""
+    prompt = task.sample(rng)
+    if rng.random() >= REFINE_SHARE:
+        return Example(prompt, None, task.demonstrate(prompt, rng))
+    kind = rng.choices(list(DRAFT_KINDS), list(DRAFT_KINDS.values()))[0]
+    draft, refined = draft_pair(task, kind, prompt, rng)
+    return Example(prompt, draft, refined)
+
+
+def batch(tasks: Sequence[Task], size: int, seed: int, step: int) -> list[Example]:
+    """Batch number `step` of a seed's endless corpus, the tasks in turn."""
+    rng = random.Random(f"{seed} {step}")
+    return [example(tasks[i % len(tasks)], rng) for i in range(size)]
+
+
+def texts(tasks: Sequence[Task], count: int, seed: int) -> list[str]:
+    """Texts for the tokenizer: prompts, drafts and targets of `count` examples a task."""
+    rng = random.Random(f"{seed} tokenizer")
+    examples = [example(task, rng) for task in tasks for _ in range(count)]
+    return [t for e in examples for t in (e.prompt.text, e.draft or "", e.target)]

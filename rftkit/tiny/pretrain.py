@@ -1,0 +1,195 @@
+"""The recipe of the embedded model: tokenizer and Llama weights from a seed, on two CPU cores.
+
+One pass over the endless corpus of `corpus.py`, loss on responses and refined responses only.
+Resumes from its last checkpoint; the same seed gives the same model on the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rftkit.chat import encode_chat, encode_text
+from rftkit.errors import UserError
+from rftkit.state import find_folder, load_state, replace_folder, save_state
+from rftkit.tasks import Task, load_task
+from rftkit.tiny.corpus import Example, batch, texts
+from rftkit.tiny.tokenizer import train_tokenizer
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides the weights."""
+
+    tasks: tuple[str, ...] = ("dialogue",)
+    seed: int = 0
+    steps: int = 2400
+    batch: int = 96  # examples a step
+    micro_batches: int = 4  # sorted by length, so that little is padding
+    lr: float = 3e-3  # peak; linear warm-up, then cosine to a tenth
+    warmup: int = 100
+    weight_decay: float = 0.1
+    vocab_size: int = 1024
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 6
+    intermediate: int = 512
+    context: int = 512
+    save_every: int = 200
+
+
+def pretrain(config: PretrainConfig, out: Path, progress: bool = True) -> Path:
+    """Train (or go on training) in `out`; return the folder of the finished model.
+
+    Raises UserError where `out` holds a run of another configuration.
+    """
+    tasks = [load_task(name) for name in config.tasks]
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out / "pretrain.json", config)
+    tokenizer = _tokenizer(config, tasks, out / "tokenizer")
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(_llama(config, tokenizer))
+    optimiser = _optimiser(model, config)
+    done = _resume(out / "checkpoint", model, optimiser)
+    bar = tqdm(range(done, config.steps), "pretrain", config.steps, initial=done, disable=not progress)
+    for step in bar:
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr * _schedule(step, config)
+        examples = batch(tasks, config.batch, config.seed, step)
+        loss = _update(model, tokenizer, optimiser, examples, config.micro_batches)
+        bar.set_postfix(loss=f"{loss:.3f}")
+        if not math.isfinite(loss):
+            raise UserError(f"pre-training diverged at step {step}: lower lr (now {config.lr})")
+        if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
+            _save(out / "checkpoint", model, optimiser, step + 1)
+    replace_folder(out / "model", lambda folder: _export(folder, model, tokenizer))
+    return out / "model"
+
+
+def example_ids(tokenizer: Any, example: Example) -> tuple[list[int], list[int]]:
+    """(context ids, target ids) of one training text; the target ends in EOS."""
+    messages: list[dict[str, Any]] = list(example.prompt.messages)
+    if example.draft is not None:
+        messages.append({"role": "draft", "content": example.draft})
+    target = [*encode_text(tokenizer, example.target), tokenizer.eos_token_id]
+    return encode_chat(tokenizer, messages), target
+
+
+def _update(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    optimiser: torch.optim.Optimizer,
+    examples: Sequence[Example],
+    micro_batches: int,
+) -> float:
+    pairs = sorted((example_ids(tokenizer, e) for e in examples), key=lambda p: len(p[0] + p[1]))
+    total = sum(len(target) for _, target in pairs)
+    size = math.ceil(len(pairs) / micro_batches)
+    losses = 0.0
+    for start in range(0, len(pairs), size):
+        part = pairs[start : start + size]
+        width = max(len(context) + len(target) for context, target in part)
+        ids = torch.full((len(part), width), tokenizer.pad_token_id)
+        labels = torch.full((len(part), width), -100)
+        for row, (context, target) in enumerate(part):
+            end = len(context) + len(target)
+            ids[row, :end] = torch.tensor(context + target)
+            labels[row, len(context) : end] = torch.tensor(target)
+        keep = labels[:, 1:] != -100  # [rows, width-1]: logits only where there is a target
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][keep]
+        loss = cross_entropy(model.lm_head(hidden), labels[:, 1:][keep], reduction="sum") / total
+        loss.backward()
+        losses += loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+    return losses
+
+
+def _llama(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        intermediate_size=config.intermediate,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+
+
+def _optimiser(model: LlamaForCausalLM, config: PretrainConfig) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    norms = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": norms, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
+
+
+def _schedule(step: int, config: PretrainConfig) -> float:
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
+
+
+def _claim(path: Path, config: PretrainConfig) -> None:
+    mine = json.loads(json.dumps(asdict(config)))
+    if path.exists():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key, value in mine.items() if theirs.get(key) != value]
+        if changed:
+            raise UserError(
+                f"{path.parent}: holds a pre-training run with another {', '.join(changed)}; "
+                "choose another --out or the same settings"
+            )
+    else:
+        path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+
+
+def _tokenizer(
+    config: PretrainConfig, tasks: Sequence[Task], folder: Path
+) -> PreTrainedTokenizerFast:
+    if not folder.exists():
+        learned = train_tokenizer(texts(tasks, 4000, config.seed), config.vocab_size)
+        replace_folder(folder, learned.save_pretrained)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _save(
+    folder: Path, model: LlamaForCausalLM, optimiser: torch.optim.Optimizer, step: int
+) -> None:
+    def write(new: Path) -> None:
+        model.save_pretrained(new)
+        save_state(new / "state.safetensors", optimiser, {"step": torch.tensor(step)})
+
+    replace_folder(folder, write)
+
+
+def _resume(folder: Path, model: LlamaForCausalLM, optimiser: torch.optim.Optimizer) -> int:
+    """Load the last checkpoint into model and optimiser; return the steps already done."""
+    found = find_folder(folder)
+    if found is None:
+        return 0
+    model.load_state_dict(LlamaForCausalLM.from_pretrained(found).state_dict())
+    return int(load_state(found / "state.safetensors", optimiser)["step"])
+
+
+def _export(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
