@@ -1,0 +1,136 @@
+"""One dataclass holds every setting of a run; it is the command line, the config.json and the docs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+from rftkit.errors import UserError
+
+CONSTRAINTS = ("none", "kl", "dynamic", "identity", "fresh", "random-edit")
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "constraint": CONSTRAINTS,
+    "precision": ("nf4", "bf16", "fp32"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "advantage": ("grpo", "dr_grpo", "rloo"),
+    "aggregate": ("token", "sequence", "constant"),
+    "kl_form": ("k1-reward", "k2-loss", "k3-loss"),
+    "sft_on": ("all", "changed"),
+    "overlong": ("keep", "filter", "penalty"),
+    "sampler": ("dense", "direct"),
+}
+
+
+@dataclass
+class RunConfig:
+    """Settings of one training run. The default is the `cpu_tiny` preset."""
+
+    task: Annotated[str, "what to train on: dialogue, code, game, or a task of your own"] = "dialogue"
+    constraint: Annotated[str, "what holds the policy near good text"] = "dynamic"
+    coef: Annotated[float | None, "weight of the constraint: β or λ; unset = the tuned one"] = None
+    model: Annotated[str, "'tiny', a folder, or a Hugging Face name of a causal LM"] = "tiny"
+    precision: Annotated[str, "of the frozen base: nf4 is 4-bit"] = "nf4"
+    device: Annotated[str, "auto takes cuda, then mps, then cpu"] = "auto"
+    seed: Annotated[int, "decides prompts, samples and the adapter's first weights"] = 0
+    steps: Annotated[int, "updates of the policy"] = 100
+
+    prompts: Annotated[int, "different prompts a step"] = 8
+    group: Annotated[int, "responses a prompt; advantages compare within the group"] = 8
+    max_new_tokens: Annotated[int, "longest response, in tokens; 0 = the task's own"] = 0
+    temperature: Annotated[float, "of sampling, and of the loss, which must be the same"] = 1.0
+
+    lr: Annotated[float, "learning rate of the adapter (AdamW)"] = 1e-3
+    warmup: Annotated[int, "steps of linear warm-up"] = 5
+    max_grad_norm: Annotated[float, "longer gradients are scaled down to this"] = 1.0
+    lora_rank: Annotated[int, "rank of the adapter on every linear layer"] = 8
+    updates: Annotated[int, "passes over one batch of rollouts; above 1 the clip matters"] = 1
+    token_budget: Annotated[int, "tokens in one micro-batch, padding included"] = 4096
+    checkpointing: Annotated[bool, "recompute activations in the backward pass to save memory"] = False
+    sampler: Annotated[str, "sample from a dense copy of the weights, or from the 4-bit base"] = "dense"
+
+    advantage: Annotated[str, "how rewards of a group become advantages"] = "grpo"
+    aggregate: Annotated[str, "mean of the policy loss: over tokens (DAPO), sequences, constant"] = (
+        "token"
+    )
+    clip_low: Annotated[float, "ratio may fall to 1 - this"] = 0.2
+    clip_high: Annotated[float, "ratio may rise to 1 + this (DAPO: clip-higher)"] = 0.28
+    importance_cap: Annotated[float, "largest weight for the sampler's mismatch"] = 2.0
+    resample: Annotated[int, "rounds of new prompts for groups of equal rewards (DAPO)"] = 0
+    overlong: Annotated[str, "responses that ran out of tokens: keep, mask out, or penalise"] = "keep"
+
+    kl_form: Annotated[str, "estimator, and whether it is a reward or a loss"] = "k3-loss"
+    kl_target: Annotated[float, "adaptive β aims at this KL in nats a token; 0 = fixed β"] = 0.0
+    reference_reset: Annotated[int, "steps between resets of KL's reference; 0 = never"] = 0
+    sft_on: Annotated[str, "refined responses to learn from: all, or only the changed"] = "all"
+
+    eval_every: Annotated[int, "steps between evaluations on held-out prompts"] = 10
+    eval_prompts: Annotated[int, "held-out prompts an evaluation, one response each"] = 128
+    strength_every: Annotated[int, "steps between measurements of strength (costs a backward)"] = 5
+    save_every: Annotated[int, "steps between checkpoints"] = 20
+    samples: Annotated[int, "responses kept in samples.jsonl at each evaluation"] = 8
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"{name}: {getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}"
+                )
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or value < lowest:
+                raise UserError(f"{name}: {value!r} must be a number of at least {lowest}")
+        if self.coef is not None and not (math.isfinite(self.coef) and self.coef >= 0):
+            raise UserError(f"coef: {self.coef!r} must be a number of at least 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """Inverse of `to_dict`. Raises UserError for a field that does not exist."""
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise UserError(f"config: unknown field {', '.join(sorted(unknown))}; remove it")
+        return cls(**values)
+
+
+_LOWEST = {
+    "seed": 0,
+    "steps": 1,
+    "prompts": 1,
+    "group": 2,
+    "max_new_tokens": 0,
+    "temperature": 1e-3,
+    "lr": 0,
+    "warmup": 0,
+    "max_grad_norm": 1e-6,
+    "lora_rank": 1,
+    "updates": 1,
+    "token_budget": 1,
+    "clip_low": 0,
+    "clip_high": 0,
+    "importance_cap": 1,
+    "resample": 0,
+    "kl_target": 0,
+    "reference_reset": 0,
+    "eval_every": 1,
+    "eval_prompts": 1,
+    "strength_every": 1,
+    "save_every": 1,
+    "samples": 0,
+}
+
+# What differs from the default on larger machines.
+PRESETS: dict[str, dict[str, Any]] = {
+    "cpu_tiny": {},
+    "gpu_8gb": {"prompts": 8, "group": 8, "lr": 2e-5, "token_budget": 4096, "checkpointing": True},
+    "gpu_24gb": {"prompts": 16, "group": 8, "lr": 2e-5, "token_budget": 16384},
+}
+
+
+def field_docs() -> dict[str, tuple[Any, str]]:
+    """Type and sentence of every field, in order."""
+    hints = get_type_hints(RunConfig, include_extras=True)
+    return {f.name: (hints[f.name].__origin__, hints[f.name].__metadata__[0]) for f in fields(RunConfig)}
