@@ -1,0 +1,50 @@
+# Everything a newcomer needs; `make` alone lists it. Needs only Python >= 3.11 with venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types format notebooks lab clean
+
+help: ## list these targets
+	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
+
+demo: $(STAMP) ## the main job: one task under three constraints; minutes on a laptop
+	$(BIN)/rftkit compare --task dialogue --out out/demo
+	@echo "The figure is out/demo/curves.png, its numbers are out/demo/summary.json."
+
+test: lint types ## lint, type check and tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy
+	$(BIN)/mypy
+
+format: $(STAMP) ## ruff, fixing what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+notebooks: $(STAMP) ## run every lesson from top to bottom
+	$(BIN)/python -m pytest --nbval-lax notebooks
+
+lab: $(STAMP) ## open the first lesson in JupyterLab
+	$(BIN)/rftkit lab
+
+clean: ## remove results and caches; the environment stays
+	rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+.venv: $(STAMP) ## the environment, with the pinned packages
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+	  echo "$(PYTHON) is not Python 3.11 to 3.13; name one that is: make PYTHON=python3.12 ..." >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[notebooks,test,gym,trl]'
+	@touch $@
