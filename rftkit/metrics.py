@@ -6,10 +6,16 @@ as degenerate in a domain is its task's own test, not one of these numbers.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 Tokens = Sequence[Hashable]
+
+
+def mean(values: Iterable[float]) -> float:
+    """Arithmetic mean; nan of no values, as where nothing was evaluated."""
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
 def rep_3(tokens: Tokens) -> float:
@@ -113,7 +119,7 @@ def paired_bootstrap(
     """
     differences = [x - y for x, y in zip(a, b, strict=True)]
     interval = bootstrap_ci(differences, seed, n, level)
-    return Difference(sum(differences) / len(differences), interval)
+    return Difference(mean(differences), interval)
 
 
 def _ngrams(tokens: Tokens, n: int) -> Iterator[tuple[Hashable, ...]]:

@@ -10,6 +10,7 @@ from rftkit.metrics import (
     distinct_2,
     edit_ratio,
     kept_fraction,
+    mean,
     no_eos_share,
     paired_bootstrap,
     rep_3,
@@ -17,6 +18,11 @@ from rftkit.metrics import (
 )
 
 IDS = st.lists(st.integers(-3, 6), max_size=15)
+
+
+def test_mean_of_nothing_is_nan() -> None:
+    assert mean(x for x in (True, False, 0.5)) == 0.5
+    assert math.isnan(mean([]))
 
 
 def test_rep_3_counts_repeated_3_grams() -> None:
