@@ -83,6 +83,29 @@ class Policy:
         with torch.no_grad(), self.model.disable_adapter():
             yield
 
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """A copy of the adapter's weights by name."""
+        named = self.model.named_parameters()
+        return {name: p.detach().clone() for name, p in named if p.requires_grad}
+
+    @torch.no_grad()
+    def load_adapter(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Overwrite the adapter's weights with what `adapter` gave."""
+        for name, p in self.model.named_parameters():
+            if p.requires_grad:
+                p.copy_(weights[name])
+
+    @contextmanager
+    def with_adapter(self, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Inside, the model has another adapter: an earlier policy as reference."""
+        mine = self.adapter()
+        self.load_adapter(weights)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.load_adapter(mine)
+
     def memory_gb(self) -> dict[str, float]:
         """GB held by the base's weights and by the adapter's."""
         sizes = {"base": 0, "adapter": 0}
@@ -125,6 +148,7 @@ def load_policy(
         else:
             peft = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     peft.eval()  # no dropout anywhere: sampling and training see one policy
+    _keep_differentiable(peft)
     return Policy(peft, tokenizer, model, precision)
 
 
@@ -191,6 +215,15 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
         first = str(error).strip().splitlines()[0]
         raise UserError(f"model: {model!r} cannot be loaded ({first})") from None
     return (base if precision == "nf4" else base.to(device)), tokenizer
+
+
+def _keep_differentiable(model: torch.nn.Module) -> None:
+    """Keep bitsandbytes from repacking its weights for CPU inference, as it does in eval mode on
+    processors with AVX512-BF16: that kernel has no backward, and the gradient would be silently wrong.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.train()
 
 
 @contextmanager

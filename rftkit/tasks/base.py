@@ -72,6 +72,12 @@ class Task(ABC):
         With `gold=False` a task may leave `gold_reward` as nan to save time.
         """
 
+    def extra_metrics(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], scores: Sequence[Score]
+    ) -> dict[str, float]:
+        """More numbers to log at an evaluation, by name."""
+        return {}
+
     @abstractmethod
     def well_formed(self, prompt: Prompt, response: str) -> bool:
         """Whether the form is sound, right or wrong: the opposite of degenerate for a finished text."""

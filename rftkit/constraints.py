@@ -1,0 +1,240 @@
+"""What holds the policy near good text: nothing, KL, or the dynamic constraint.
+
+A constraint looks at a batch of rollouts once (`prepare`), may change the rewards, and adds a loss
+to every micro-batch. The trainer knows no more of it than this interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from rftkit.config import RunConfig
+from rftkit.errors import UserError
+from rftkit.models import Policy
+from rftkit.objectives import KL_ESTIMATORS, adaptive_beta, aggregate_tokens, k1_penalised_rewards
+from rftkit.refiner import REFINERS, OnlineRefiner, Refinement
+from rftkit.rollout import Rollouts
+from rftkit.scoring import pad_rows, score_targets
+
+# Best of the recorded sweep on tuning seeds (data/runs), per task; used where coef is unset.
+TUNED: dict[str, dict[str, float]] = {
+    "kl": {"dialogue": 1.0},
+    "dynamic": {"dialogue": 3.0},
+}
+
+
+@dataclass
+class Pull:
+    """What a constraint found out about one batch of rollouts.
+
+    ref_log_probs: per rollout, log π_ref of each response token (nats). refinements: per rollout,
+    with `sft_rows` the rollouts whose refined response is learned from.
+    """
+
+    ref_log_probs: list[torch.Tensor] | None = None
+    refinements: list[Refinement] | None = None
+    sft_rows: list[int] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class MicroBatch:
+    """Part of a batch, with log-probs that carry gradients.
+
+    logp, ref_logp, mask [rows, seq]: the rollouts, `rows` their places in the batch, `total` the
+    response tokens of the whole batch. sft_logp, sft_mask [targets, seq]: the refined responses,
+    sft_count [targets] how often each occurs, `sft_total` their tokens in the whole batch.
+    """
+
+    logp: torch.Tensor
+    ref_logp: torch.Tensor | None
+    mask: torch.Tensor
+    total: float
+    sft_logp: torch.Tensor
+    sft_mask: torch.Tensor
+    sft_count: torch.Tensor
+    sft_total: float
+
+
+class NoConstraint:
+    """The policy gradient alone, and the interface of all constraints."""
+
+    name = "none"
+    tunable = False
+
+    def __init__(self, policy: Policy, config: RunConfig):
+        self.policy, self.config = policy, config
+        self.coef = self._coef() if self.tunable else 0.0
+
+    def _coef(self) -> float:
+        if self.config.coef is not None:
+            return self.config.coef
+        tuned = TUNED.get(self.name, TUNED["dynamic"])
+        return tuned.get(self.config.task, tuned["dialogue"])
+
+    def prepare(self, rollouts: Rollouts, seed: int) -> Pull:
+        """Look at the rollouts, once a step. `seed` decides anything random."""
+        return Pull()
+
+    def rewards(self, rewards: torch.Tensor, rollouts: Rollouts, pull: Pull) -> torch.Tensor:
+        """Task rewards [rollouts] as the policy gradient shall see them."""
+        return rewards
+
+    def loss(self, part: MicroBatch) -> torch.Tensor | None:
+        """The constraint's loss on a micro-batch, coefficient included; None where there is none."""
+        return None
+
+    def after_step(self, step: int, kl: float | None) -> None:
+        """Called after the update of `step`, with the batch's KL in nats a token where known."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Tensors that a checkpoint needs besides the configuration."""
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Inverse of `state`."""
+
+
+class KLConstraint(NoConstraint):
+    """β · KL(π‖π_ref), as k1 in the reward or as a k2 or k3 loss; β fixed or adaptive.
+
+    With `reference_reset`, π_ref becomes the present policy every so many steps.
+    """
+
+    name = "kl"
+    tunable = True
+
+    def __init__(self, policy: Policy, config: RunConfig):
+        super().__init__(policy, config)
+        self.estimator, _, self.place = config.kl_form.partition("-")
+        self._reference: dict[str, torch.Tensor] | None = None  # an adapter; None = no adapter
+
+    def prepare(self, rollouts: Rollouts, seed: int) -> Pull:
+        with self._reference_model():
+            ref = score_targets(
+                self.policy.model,
+                rollouts.prompt_ids,
+                rollouts.response_ids,
+                self.config.token_budget,
+                self.config.temperature,
+            )
+        return Pull(ref_log_probs=ref, metrics={"beta": self.coef})
+
+    def rewards(self, rewards: torch.Tensor, rollouts: Rollouts, pull: Pull) -> torch.Tensor:
+        if self.place != "reward" or pull.ref_log_probs is None:
+            return rewards
+        width = max(map(len, rollouts.log_probs))
+        cpu = torch.device("cpu")
+        logp = pad_rows(rollouts.log_probs, width, cpu)
+        ref = pad_rows(pull.ref_log_probs, width, cpu)
+        mask = pad_rows([torch.ones(len(row)) for row in rollouts.log_probs], width, cpu)
+        return k1_penalised_rewards(rewards, logp, ref, mask, self.coef)
+
+    def loss(self, part: MicroBatch) -> torch.Tensor | None:
+        if self.place != "loss" or part.ref_logp is None:
+            return None
+        kl = KL_ESTIMATORS[self.estimator](part.logp, part.ref_logp, part.mask)  # type: ignore[index]
+        return self.coef * aggregate_tokens(kl, part.mask, "token", part.total)
+
+    def after_step(self, step: int, kl: float | None) -> None:
+        if self.config.kl_target and kl is not None:
+            self.coef = adaptive_beta(self.coef, kl, self.config.kl_target)
+        every = self.config.reference_reset
+        if every and (step + 1) % every == 0:
+            self._reference = self.policy.adapter()
+
+    def _reference_model(self) -> Any:
+        if self._reference is None:
+            return self.policy.reference()
+        return self.policy.with_adapter(self._reference)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        adapter = self._reference or {}
+        return {"beta": torch.tensor(self.coef)} | {f"ref.{k}": v for k, v in adapter.items()}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        self.coef = float(state["beta"])
+        adapter = {k.removeprefix("ref."): v for k, v in state.items() if k.startswith("ref.")}
+        self._reference = adapter or None
+
+
+class DynamicConstraint(NoConstraint):
+    """λ · SFT loss toward the refined responses: it pulls only where the refiner corrects.
+
+    All refined responses count by default, the unchanged too: on them the loss reinforces what the
+    refiner accepts. `sft_on="changed"` leaves them out, which is another objective (an ablation).
+    """
+
+    name = "dynamic"
+    tunable = True
+    refiner_name = "dynamic"
+
+    def __init__(self, policy: Policy, config: RunConfig, refiner: OnlineRefiner | None = None):
+        super().__init__(policy, config)
+        if refiner is None:
+            if not policy.refines_natively:
+                raise UserError(
+                    f"model: {policy.name!r} has no refiner roles in its tokenizer; "
+                    "use 'tiny' or a model pre-trained with `rftkit pretrain`"
+                )
+            refiner = REFINERS[self.refiner_name](policy, config.max_new_tokens)
+        self.refiner = refiner
+
+    def prepare(self, rollouts: Rollouts, seed: int) -> Pull:
+        messages = [list(p.messages) for p in rollouts.prompts]
+        before = self.refiner.passes
+        refined = self.refiner.refine_ids(messages, rollouts.response_ids, seed)
+        changed = [i for i, r in enumerate(refined) if r.changed]
+        metrics = {
+            "edit_ratio": fmean(r.edit_ratio for r in refined),
+            "changed": len(changed) / len(refined),
+            "refused": fmean(bool(r.fallback) for r in refined),
+            "refiner_passes": self.refiner.passes - before,
+        }
+        rows = changed if self.config.sft_on == "changed" else list(range(len(refined)))
+        return Pull(refinements=refined, sft_rows=rows, metrics=metrics)
+
+    def loss(self, part: MicroBatch) -> torch.Tensor | None:
+        if not len(part.sft_logp):
+            return None
+        nll = -(part.sft_logp * part.sft_mask).sum(-1)  # [targets]
+        return self.coef * (part.sft_count * nll).sum() / part.sft_total
+
+
+class IdentityConstraint(DynamicConstraint):
+    """Control: SFT toward the response itself."""
+
+    name = refiner_name = "identity"
+
+
+class FreshConstraint(DynamicConstraint):
+    """Control: SFT toward a fresh answer of the reference."""
+
+    name = refiner_name = "fresh"
+
+
+class RandomEditConstraint(DynamicConstraint):
+    """Control: SFT toward the response with random edits of the refiner's size."""
+
+    name = refiner_name = "random-edit"
+
+
+_CLASSES: Sequence[Callable[[Policy, RunConfig], NoConstraint]] = (
+    NoConstraint,
+    KLConstraint,
+    DynamicConstraint,
+    IdentityConstraint,
+    FreshConstraint,
+    RandomEditConstraint,
+)
+CONSTRAINTS = {c.name: c for c in _CLASSES}  # type: ignore[attr-defined]
+
+
+def make_constraint(policy: Policy, config: RunConfig) -> NoConstraint:
+    """The constraint that the configuration names."""
+    return CONSTRAINTS[config.constraint](policy, config)

@@ -1,0 +1,194 @@
+"""The online refiner: the reference model writes a minimally corrected version of each response.
+
+It works on token ids, so that an unchanged response stays the same tokens. The controls that
+isolate the idea (identity, fresh, random-edit) share its interface.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rapidfuzz.distance import Levenshtein
+
+from rftkit.diff import text_diff
+from rftkit.metrics import edit_ratio
+from rftkit.models import Policy
+from rftkit.rollout import generate
+from rftkit.tasks import Prompt
+
+Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """One response and its refined version; ids include EOS where there is one.
+
+    fallback says why the refiner's text was refused and the response kept ("" = it was not).
+    """
+
+    response_ids: list[int]
+    refined_ids: list[int]
+    response: str
+    refined: str
+    diff: list[list[str]]
+    fallback: str = ""
+
+    @property
+    def changed(self) -> bool:
+        return self.refined_ids != self.response_ids
+
+    @property
+    def edit_ratio(self) -> float:
+        """Token Levenshtein distance / the longer length: 0 unchanged, 1 nothing kept."""
+        return edit_ratio(self.response_ids, self.refined_ids)
+
+
+class OnlineRefiner:
+    """R(x, y): greedy decoding of the reference, which sees the prompt and the response.
+
+    Nothing trains through it. A refinement that ends without EOS is refused: the response stays.
+    """
+
+    name = "dynamic"
+
+    def __init__(self, policy: Policy, max_new_tokens: int = 64):
+        self.policy = policy
+        self.max_new_tokens = max_new_tokens
+        self.passes = 0  # forward passes so far
+
+    def refine(
+        self, prompts: Sequence[Prompt | str | Messages], responses: Sequence[str]
+    ) -> list[Refinement]:
+        """Refine texts. A prompt is a task's Prompt, a user's text, or a list of messages."""
+        eos = self.policy.tokenizer.eos_token_id
+        messages = [_messages(p) for p in prompts]
+        ids = [[*self.policy.encode(text), eos] for text in responses]
+        return self.refine_ids(messages, ids)
+
+    def refine_ids(
+        self, prompts: Sequence[Messages], responses: Sequence[list[int]], seed: int = 0
+    ) -> list[Refinement]:
+        """Refine token ids; equal (prompt, response) pairs are refined once."""
+        pairs = {(str(p), tuple(y)): (p, y) for p, y in zip(prompts, responses, strict=True)}
+        refined = self._refine([p for p, _ in pairs.values()], [y for _, y in pairs.values()], seed)
+        known = dict(zip(pairs, refined, strict=True))
+        return [known[str(p), tuple(y)] for p, y in zip(prompts, responses, strict=True)]
+
+    def _refine(
+        self, prompts: Sequence[Messages], responses: Sequence[list[int]], seed: int
+    ) -> list[Refinement]:
+        contexts = [self.context(p, y) for p, y in zip(prompts, responses, strict=True)]
+        with self.policy.reference():
+            out = generate(
+                self.policy.model,
+                contexts,
+                max_new_tokens=self.max_new_tokens,
+                eos_ids=self.policy.eos_ids,
+                pad_id=self.policy.pad_id,
+                temperature=0.0,
+            )
+        self.passes += max(map(len, out.ids))
+        return [self._guard(y, z) for y, z in zip(responses, out.ids, strict=True)]
+
+    def context(self, messages: Messages, response: Sequence[int]) -> list[int]:
+        """Ids of the refiner's prompt, up to where the refined response begins."""
+        ids = list(response)
+        while ids and ids[-1] in self.policy.eos_ids:
+            ids.pop()
+        draft: list[dict[str, Any]] = [*messages, {"role": "draft", "content": ids}]
+        return self.policy.encode_chat(draft)
+
+    def _guard(self, response: list[int], refined: list[int]) -> Refinement:
+        if refined[-1] not in self.policy.eos_ids:
+            return self._refinement(response, response, "cut off")
+        return self._refinement(response, refined)
+
+    def _refinement(self, response: list[int], refined: list[int], why: str = "") -> Refinement:
+        decode = self.policy.decode
+        pieces = [[self.policy.tokenizer.decode([i]) for i in ids] for ids in (response, refined)]
+        return Refinement(
+            response, refined, decode(response), decode(refined), text_diff(*pieces), why
+        )
+
+
+class IdentityRefiner(OnlineRefiner):
+    """Control: y' = y. Self-imitation, whose expected pull is zero; what is left is its noise."""
+
+    name = "identity"
+
+    def _refine(
+        self, prompts: Sequence[Messages], responses: Sequence[list[int]], seed: int
+    ) -> list[Refinement]:
+        return [self._refinement(y, y) for y in responses]
+
+
+class FreshRefiner(OnlineRefiner):
+    """Control: y' ~ π_ref(·|x), which ignores the response."""
+
+    name = "fresh"
+
+    def refine_ids(
+        self, prompts: Sequence[Messages], responses: Sequence[list[int]], seed: int = 0
+    ) -> list[Refinement]:
+        return self._refine(prompts, responses, seed)  # equal responses get different answers
+
+    def _refine(
+        self, prompts: Sequence[Messages], responses: Sequence[list[int]], seed: int
+    ) -> list[Refinement]:
+        device = self.policy.device
+        with self.policy.reference():
+            out = generate(
+                self.policy.model,
+                [self.policy.encode_chat(p) for p in prompts],
+                max_new_tokens=self.max_new_tokens,
+                eos_ids=self.policy.eos_ids,
+                pad_id=self.policy.pad_id,
+                generator=torch.Generator(device).manual_seed(seed),
+            )
+        self.passes += max(map(len, out.ids))
+        return [self._guard(y, z) for y, z in zip(responses, out.ids, strict=True)]
+
+
+class RandomEditRefiner(OnlineRefiner):
+    """Control: as many token edits as the refiner makes, in random places, to random tokens."""
+
+    name = "random-edit"
+
+    def _refine(
+        self, prompts: Sequence[Messages], responses: Sequence[list[int]], seed: int
+    ) -> list[Refinement]:
+        rng = random.Random(seed)
+        real = super()._refine(prompts, responses, seed)
+        pool = [i for y in responses for i in y if i not in self.policy.eos_ids]
+        edited = []
+        for r in real:
+            count = Levenshtein.distance(r.response_ids, r.refined_ids)
+            edited.append(self._refinement(r.response_ids, _edit(r.response_ids, count, pool, rng)))
+        return edited
+
+
+def _edit(ids: Sequence[int], count: int, pool: Sequence[int], rng: random.Random) -> list[int]:
+    out = list(ids)
+    for _ in range(count):
+        i = rng.randrange(len(out)) if out else 0
+        kind = rng.choice(("insert", "delete", "substitute"))
+        if kind == "insert" or not out:
+            out.insert(i, rng.choice(pool or [0]))
+        elif kind == "delete" and len(out) > 1:
+            del out[i]
+        else:
+            out[i] = rng.choice(pool or [0])
+    return out
+
+
+REFINERS = {r.name: r for r in (OnlineRefiner, IdentityRefiner, FreshRefiner, RandomEditRefiner)}
+
+
+def _messages(prompt: Prompt | str | Messages) -> list[dict[str, str]]:
+    if isinstance(prompt, Prompt):
+        return list(prompt.messages)
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)

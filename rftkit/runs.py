@@ -1,0 +1,120 @@
+"""Run folders: config, metrics, samples and checkpoint of one run, readable at any moment.
+
+metrics.jsonl and samples.jsonl grow by whole lines; the checkpoint is swapped in whole. After an
+interruption the records are cut back to the checkpoint, and the run goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rftkit.config import RunConfig
+from rftkit.errors import UserError
+
+FORMAT = 1
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoint = path / "checkpoint"
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, resume: bool = False) -> RunFolder:
+        """Make the folder, or take up the run in it.
+
+        Raises UserError where a run is there already and `resume` is False, or where its settings
+        differ from `config`.
+        """
+        run = cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if (path / "config.json").exists():
+                if not resume:
+                    raise UserError(f"{path}: holds a run already; add --resume or choose another --out")
+                run._same(config)
+            else:
+                record = {"format": FORMAT, **config.to_dict()}
+                write_text(path / "config.json", json.dumps(record, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+        return run
+
+    def config(self) -> RunConfig:
+        """The run's settings. Raises UserError where config.json is missing or broken."""
+        place = self.path / "config.json"
+        try:
+            record = json.loads(place.read_text(encoding="utf-8"))
+            version = record.pop("format")
+        except (OSError, ValueError, KeyError, AttributeError):
+            raise UserError(f"{place}: not a run's config; is {self.path} a run folder?") from None
+        if version != FORMAT:
+            raise UserError(f"{place}: format {version}, but this version of rftkit reads {FORMAT}")
+        return RunConfig.from_dict(record)
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Append one step's metrics; not-a-number becomes null."""
+        _append(self.path / "metrics.jsonl", metrics)
+
+    def sample(self, row: Mapping[str, Any]) -> None:
+        """Append one response with its refined version and scores."""
+        _append(self.path / "samples.jsonl", row)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All complete lines of metrics.jsonl."""
+        return _read(self.path / "metrics.jsonl")
+
+    def samples(self) -> list[dict[str, Any]]:
+        """All complete lines of samples.jsonl."""
+        return _read(self.path / "samples.jsonl")
+
+    def cut(self, step: int) -> None:
+        """Drop records of `step` and later: what was written after the checkpoint."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.path / name
+            if path.exists():
+                rows = [row for row in _read(path) if row["step"] < step]
+                write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _same(self, config: RunConfig) -> None:
+        mine, theirs = config.to_dict(), self.config().to_dict()
+        changed = [key for key, value in mine.items() if theirs[key] != value]
+        if changed:
+            raise UserError(
+                f"{self.path}: holds a run with another {', '.join(changed)}; "
+                "choose another --out or the same settings"
+            )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one move, so that no reader sees half of it."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(new, path)
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    clean = {key: _finite(value) for key, value in row.items()}
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(clean) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is half a line
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:
+        raise UserError(f"{path}: a line is not JSON; restore the file or start a new run") from None
