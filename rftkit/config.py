@@ -1,38 +1,31 @@
-"""One dataclass holds every setting of a run; it is the command line, the config.json and the docs."""
+"""Every setting of a run, in one dataclass: the command line and config.json are made from it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from rftkit.errors import UserError
 
-CONSTRAINTS = ("none", "kl", "dynamic", "identity", "fresh", "random-edit")
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "constraint": CONSTRAINTS,
-    "precision": ("nf4", "bf16", "fp32"),
-    "device": ("auto", "cpu", "cuda", "mps"),
-    "advantage": ("grpo", "dr_grpo", "rloo"),
-    "aggregate": ("token", "sequence", "constant"),
-    "kl_form": ("k1-reward", "k2-loss", "k3-loss"),
-    "sft_on": ("all", "changed"),
-    "overlong": ("keep", "filter", "penalty"),
-    "sampler": ("dense", "direct"),
-}
+Constraint = Literal["none", "kl", "dynamic", "identity", "fresh", "random-edit"]
+CONSTRAINTS: tuple[str, ...] = get_args(Constraint)
 
 
 @dataclass
 class RunConfig:
     """Settings of one training run. The default is the `cpu_tiny` preset."""
 
-    task: Annotated[str, "what to train on: dialogue, code, game, or a task of your own"] = "dialogue"
-    constraint: Annotated[str, "what holds the policy near good text"] = "dynamic"
+    task: Annotated[str, "what to train on: dialogue, code, game, or a task of your own"] = (
+        "dialogue"
+    )
+    constraint: Annotated[Constraint, "what holds the policy near good text"] = "dynamic"
     coef: Annotated[float | None, "weight of the constraint: β or λ; unset = the tuned one"] = None
     model: Annotated[str, "'tiny', a folder, or a Hugging Face name of a causal LM"] = "tiny"
-    precision: Annotated[str, "of the frozen base: nf4 is 4-bit"] = "nf4"
-    device: Annotated[str, "auto takes cuda, then mps, then cpu"] = "auto"
+    precision: Annotated[Literal["nf4", "bf16", "fp32"], "of the frozen base: nf4 is 4-bit"] = "nf4"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], "auto takes cuda, then mps, then cpu"
+    ] = "auto"
     seed: Annotated[int, "decides prompts, samples and the adapter's first weights"] = 0
     steps: Annotated[int, "updates of the policy"] = 100
 
@@ -47,23 +40,39 @@ class RunConfig:
     lora_rank: Annotated[int, "rank of the adapter on every linear layer"] = 8
     updates: Annotated[int, "passes over one batch of rollouts; above 1 the clip matters"] = 1
     token_budget: Annotated[int, "tokens in one micro-batch, padding included"] = 4096
-    checkpointing: Annotated[bool, "recompute activations in the backward pass to save memory"] = False
-    sampler: Annotated[str, "sample from a dense copy of the weights, or from the 4-bit base"] = "dense"
-
-    advantage: Annotated[str, "how rewards of a group become advantages"] = "grpo"
-    aggregate: Annotated[str, "mean of the policy loss: over tokens (DAPO), sequences, constant"] = (
-        "token"
+    checkpointing: Annotated[bool, "recompute activations in the backward pass to save memory"] = (
+        False
     )
+    sampler: Annotated[
+        Literal["dense", "direct"],
+        "sample from a dense copy of the weights, or from the 4-bit base",
+    ] = "dense"
+
+    advantage: Annotated[
+        Literal["grpo", "dr_grpo", "rloo"], "how rewards of a group become advantages"
+    ] = "grpo"
+    aggregate: Annotated[
+        Literal["token", "sequence", "constant"],
+        "mean of the policy loss: over tokens (DAPO), sequences, constant",
+    ] = "token"
     clip_low: Annotated[float, "ratio may fall to 1 - this"] = 0.2
     clip_high: Annotated[float, "ratio may rise to 1 + this (DAPO: clip-higher)"] = 0.28
     importance_cap: Annotated[float, "largest weight for the sampler's mismatch"] = 2.0
     resample: Annotated[int, "rounds of new prompts for groups of equal rewards (DAPO)"] = 0
-    overlong: Annotated[str, "responses that ran out of tokens: keep, mask out, or penalise"] = "keep"
+    overlong: Annotated[
+        Literal["keep", "filter", "penalty"],
+        "responses that ran out of tokens: keep, mask out, or penalise",
+    ] = "keep"
 
-    kl_form: Annotated[str, "estimator, and whether it is a reward or a loss"] = "k3-loss"
+    kl_form: Annotated[
+        Literal["k1-reward", "k2-loss", "k3-loss"],
+        "estimator, and whether it is a reward or a loss",
+    ] = "k3-loss"
     kl_target: Annotated[float, "adaptive β aims at this KL in nats a token; 0 = fixed β"] = 0.0
     reference_reset: Annotated[int, "steps between resets of KL's reference; 0 = never"] = 0
-    sft_on: Annotated[str, "refined responses to learn from: all, or only the changed"] = "all"
+    sft_on: Annotated[
+        Literal["all", "changed"], "refined responses to learn from: all, or only the changed"
+    ] = "all"
 
     eval_every: Annotated[int, "steps between evaluations on held-out prompts"] = 10
     eval_prompts: Annotated[int, "held-out prompts an evaluation, one response each"] = 128
@@ -74,9 +83,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"{name}: {getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}"
-                )
+                value = getattr(self, name)
+                raise UserError(f"{name}: {value!r} is unknown; choose of {', '.join(allowed)}")
         for name, lowest in _LOWEST.items():
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not math.isfinite(value) or value < lowest:
@@ -133,4 +141,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 def field_docs() -> dict[str, tuple[Any, str]]:
     """Type and sentence of every field, in order."""
     hints = get_type_hints(RunConfig, include_extras=True)
-    return {f.name: (hints[f.name].__origin__, hints[f.name].__metadata__[0]) for f in fields(RunConfig)}
+    return {
+        f.name: (hints[f.name].__origin__, hints[f.name].__metadata__[0]) for f in fields(RunConfig)
+    }
+
+
+# The fields with a closed set of values.
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: get_args(kind) for name, (kind, _) in field_docs().items() if "Literal" in str(kind)
+}

@@ -86,7 +86,7 @@ class NoConstraint:
         return rewards
 
     def loss(self, part: MicroBatch) -> torch.Tensor | None:
-        """The constraint's loss on a micro-batch, coefficient included; None where there is none."""
+        """The loss on a micro-batch, coefficient included; None where there is none."""
         return None
 
     def after_step(self, step: int, kl: float | None) -> None:
@@ -128,11 +128,8 @@ class KLConstraint(NoConstraint):
     def rewards(self, rewards: torch.Tensor, rollouts: Rollouts, pull: Pull) -> torch.Tensor:
         if self.place != "reward" or pull.ref_log_probs is None:
             return rewards
-        width = max(map(len, rollouts.log_probs))
-        cpu = torch.device("cpu")
-        logp = pad_rows(rollouts.log_probs, width, cpu)
-        ref = pad_rows(pull.ref_log_probs, width, cpu)
-        mask = pad_rows([torch.ones(len(row)) for row in rollouts.log_probs], width, cpu)
+        logp, ref = pad_rows(rollouts.log_probs), pad_rows(pull.ref_log_probs)
+        mask = pad_rows([torch.ones(len(row)) for row in rollouts.log_probs])
         return k1_penalised_rewards(rewards, logp, ref, mask, self.coef)
 
     def loss(self, part: MicroBatch) -> torch.Tensor | None:

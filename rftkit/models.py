@@ -128,7 +128,7 @@ def load_policy(
     model: "tiny" (shipped), a folder, or a name on the Hugging Face hub.
     precision: "nf4" (4-bit, double quantisation), "bf16" or "fp32"; where the device cannot do it,
     the next one that works is taken and a line says so.
-    adapter: a folder saved by PEFT to start from, instead of a fresh adapter (B = 0, A from `seed`).
+    adapter: a folder saved by PEFT; without it the adapter is fresh (B = 0, A from `seed`).
     Raises UserError where the model cannot be read.
     """
     target = pick_device(device)
@@ -144,7 +144,7 @@ def load_policy(
                 target_modules="all-linear",
                 task_type="CAUSAL_LM",
             )
-            peft = get_peft_model(base, lora)
+            peft: Any = get_peft_model(base, lora)
         else:
             peft = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     peft.eval()  # no dropout anywhere: sampling and training see one policy
@@ -210,7 +210,7 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(path)
-            base = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
+            base: Any = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"model: {model!r} cannot be loaded ({first})") from None
@@ -218,8 +218,10 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
 
 
 def _keep_differentiable(model: torch.nn.Module) -> None:
-    """Keep bitsandbytes from repacking its weights for CPU inference, as it does in eval mode on
-    processors with AVX512-BF16: that kernel has no backward, and the gradient would be silently wrong.
+    """Keep bitsandbytes from repacking its weights for CPU inference.
+
+    It does so in eval mode on processors with AVX512-BF16, and that kernel has no backward: the
+    adapter's gradient would be silently wrong.
     """
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":

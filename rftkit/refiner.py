@@ -46,6 +46,16 @@ class Refinement:
         """Token Levenshtein distance / the longer length: 0 unchanged, 1 nothing kept."""
         return edit_ratio(self.response_ids, self.refined_ids)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The texts, whether and how much they differ, and the diff as [op, text] pairs."""
+        return {
+            "response": self.response,
+            "refined": self.refined,
+            "changed": self.changed,
+            "edit_ratio": self.edit_ratio,
+            "diff": self.diff,
+        }
+
 
 class OnlineRefiner:
     """R(x, y): greedy decoding of the reference, which sees the prompt and the response.

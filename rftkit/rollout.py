@@ -8,7 +8,7 @@ memory allows, else from the 4-bit model itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -45,6 +45,14 @@ class Rollouts:
     def tokens(self) -> int:
         """Response tokens in the batch."""
         return sum(map(len, self.response_ids))
+
+    def replace_group(self, group: int, source: Rollouts, place: int) -> None:
+        """Overwrite group number `group` with group number `place` of another batch."""
+        into = slice(group * self.group, (group + 1) * self.group)
+        taken = slice(place * self.group, (place + 1) * self.group)
+        for rows in fields(self):
+            if rows.name != "group":
+                getattr(self, rows.name)[into] = getattr(source, rows.name)[taken]
 
 
 @dataclass
@@ -87,7 +95,9 @@ def generate(
     ids, mask = left_pad(prompt_ids, pad_id, device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=net.config)
-    out = net(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+    out = net(
+        ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+    )
     if group > 1:
         cache.batch_repeat_interleave(group)
     logits = out.logits[:, -1].repeat_interleave(group, 0).float()  # [alive, vocab]
@@ -139,15 +149,15 @@ class DenseCopy:
     """
 
     def __init__(self, policy: Policy):
-        self._base = policy.model.get_base_model()
-        config = self._base.config.to_dict()
-        config.pop("quantization_config", None)
-        config = type(self._base.config).from_dict(config)
+        self._base: Any = policy.model.get_base_model()
+        settings = self._base.config.to_dict()
+        settings.pop("quantization_config", None)
+        config = type(self._base.config).from_dict(settings)
         with init_empty_weights(include_buffers=False):
-            self.net = AutoModelForCausalLM.from_config(config, dtype=self._base.dtype)
-        self.net.to_empty(device=policy.device, recurse=False)
+            self.net: Any = AutoModelForCausalLM.from_config(config, dtype=self._base.dtype)
         self.net.eval()
         self._dense = dict(self.net.named_modules())
+        self._adapted = [m for m in self._base.named_modules() if isinstance(m[1], LoraLayer)]
         for name, module in self._base.named_modules():
             if name in self._dense and not isinstance(module, LoraLayer):
                 for key, value in module.named_parameters(recurse=False):
@@ -159,14 +169,14 @@ class DenseCopy:
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the adapter's present weights."""
-        for name, module in self._base.named_modules():
-            if isinstance(module, LoraLayer):
-                layer = module.get_base_layer()
-                weight = dequantize_module_weight(layer).to(self._base.dtype)
-                delta = sum(module.get_delta_weight(a) for a in module.active_adapters)
-                self._set(name, "weight", weight + delta.to(weight.dtype))
-                if layer.bias is not None:
-                    self._set(name, "bias", layer.bias.data)
+        for name, module in self._adapted:
+            layer = module.get_base_layer()
+            weight = dequantize_module_weight(layer).to(self._base.dtype)
+            for adapter in module.active_adapters:
+                weight = weight + module.get_delta_weight(adapter).to(weight.dtype)
+            self._set(name, "weight", weight)
+            if layer.bias is not None:
+                self._set(name, "bias", layer.bias.data)
 
     def _set(self, module: str, key: str, value: torch.Tensor) -> None:
         parameter = torch.nn.Parameter(value, requires_grad=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,13 +37,17 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if (path / "config.json").exists():
                 if not resume:
-                    raise UserError(f"{path}: holds a run already; add --resume or choose another --out")
+                    raise UserError(
+                        f"{path}: holds a run already; add --resume or choose another --out"
+                    )
                 run._same(config)
             else:
                 record = {"format": FORMAT, **config.to_dict()}
                 write_text(path / "config.json", json.dumps(record, indent=1) + "\n")
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); choose another --out"
+            ) from None
         return run
 
     def config(self) -> RunConfig:
@@ -97,7 +100,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file in one move, so that no reader sees half of it."""
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(new, path)
+    new.replace(path)
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
@@ -117,4 +120,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in lines]
     except ValueError:
-        raise UserError(f"{path}: a line is not JSON; restore the file or start a new run") from None
+        raise UserError(
+            f"{path}: a line is not JSON; restore the file or start a new run"
+        ) from None

@@ -1,4 +1,4 @@
-"""Log-probs of given token ids: padding, micro-batches by token budget, logits only where needed."""
+"""Log-probs of given token ids: micro-batches by token budget, logits only where needed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def score_targets(
 ) -> list[torch.Tensor]:
     """Log-probs of each row's target, in nats, without gradients; rows of any length and number."""
     out: list[torch.Tensor] = [torch.empty(0)] * len(targets)
-    for group in micro_batches([len(c) + len(t) for c, t in zip(contexts, targets, strict=True)], token_budget):
+    for group in micro_batches(
+        [len(c) + len(t) for c, t in zip(contexts, targets, strict=True)], token_budget
+    ):
         values, _ = target_log_probs(
             net, [contexts[i] for i in group], [targets[i] for i in group], temperature
         )
@@ -69,9 +71,11 @@ def score_targets(
     return out
 
 
-def pad_rows(rows: Sequence[torch.Tensor], width: int, device: torch.device) -> torch.Tensor:
-    """Stack rows of different length, zeros on the right: [rows, width]."""
-    padded = torch.zeros(len(rows), width)
+def pad_rows(
+    rows: Sequence[torch.Tensor], width: int = 0, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Stack rows of different length, zeros on the right: [rows, width or longest]."""
+    padded = torch.zeros(len(rows), width or max(map(len, rows), default=0))
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return padded.to(device)

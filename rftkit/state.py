@@ -5,7 +5,6 @@ Folders are swapped in whole: a reader finds the old checkpoint or the new one, 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,7 +38,7 @@ def load_state(path: Path, optimiser: torch.optim.Optimizer) -> dict[str, torch.
     return extra
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a new folder, then swap it in for `folder`."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (new, old):
@@ -48,8 +47,8 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     new.mkdir(parents=True)
     write(new)
     if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
+        folder.replace(old)
+    new.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

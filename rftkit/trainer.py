@@ -1,8 +1,8 @@
 """The training loop: prompts → rollouts → scores → advantages → constraint → loss → update.
 
 One update a step by default, on-policy. Everything random in step n follows from (seed, n), so a
-resumed run repeats the uninterrupted one bit for bit. Left out, compared with large engines: several
-machines, asynchronous sampling, sequence packing.
+resumed run repeats the uninterrupted one bit for bit. Left out, compared with large engines:
+several machines, asynchronous sampling, sequence packing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,36 +18,29 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from rftkit.batch import Batch, losses
 from rftkit.config import RunConfig
-from rftkit.constraints import MicroBatch, NoConstraint, Pull, make_constraint
+from rftkit.constraints import NoConstraint, Pull, make_constraint
 from rftkit.models import Policy, load_policy
 from rftkit.objectives import (
     group_advantages,
-    normaliser,
     overlong_penalty,
-    policy_gradient_loss,
-    truncated_weights,
     zero_variance,
 )
 from rftkit.refiner import OnlineRefiner
 from rftkit.rollout import Rollouts, Sampler
 from rftkit.runs import RunFolder
-from rftkit.scoring import micro_batches, pad_rows, score_targets, target_log_probs
+from rftkit.scoring import score_targets
 from rftkit.state import find_folder, load_state, replace_folder, save_state
 from rftkit.tasks import Prompt, Score, Task, load_task
 
 Metrics = dict[str, Any]
 
-
-@dataclass
-class Batch:
-    """One step's rollouts with what the loss needs; `old` is filled by the first pass over it."""
-
-    rollouts: Rollouts
-    advantages: torch.Tensor  # [rollouts]
-    counted: torch.Tensor  # [rollouts], 0 where the policy gradient leaves a response out
-    pull: Pull
-    old: dict[int, torch.Tensor]
+# Every line of metrics.jsonl has these, null where not measured at that step; more may follow.
+KEYS = (
+    "step", "coef", "task_reward", "gold_reward", "degenerate", "kl", "edit_ratio", "changed",
+    "strength", "entropy", "length", "grad_norm", "tokens", "seconds",
+)  # fmt: skip
 
 
 class Trainer:
@@ -110,14 +103,12 @@ class Trainer:
         while self.done < config.steps:
             metrics = self._step(self.done)
             self.done += 1
-            self._record(metrics)
+            metrics = self._record(metrics)
             if self.done % config.save_every == 0 or self.done == config.steps:
                 self.save()
             yield metrics
         if self.run is None or not any(m["step"] == config.steps for m in self.run.metrics()):
-            metrics = {"step": config.steps, **self.evaluate(config.steps)}
-            self._record(metrics)
-            yield metrics
+            yield self._record({"step": config.steps, **self.evaluate(config.steps)})
 
     def _step(self, step: int) -> Metrics:
         config, start = self.config, time.perf_counter()
@@ -126,26 +117,28 @@ class Trainer:
             metrics |= self.evaluate(step)
         rollouts, rewards = self._collect(step)
         pull = self.constraint.prepare(rollouts, seed=_seed(config.seed, step, "constraint"))
-        kl = self._kl(rollouts, pull, step)
-        batch = Batch(rollouts, *self._advantages(rollouts, rewards, pull), pull, {})
+        kl = _kl(rollouts, pull.ref_log_probs) if pull.ref_log_probs else None
+        batch = Batch(rollouts, *self._advantages(rollouts, rewards, pull), pull)
         for group in self.optimiser.param_groups:
             group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
         strength = None
         for update in range(config.updates):
             measure = update == 0 and step % config.strength_every == 0
-            losses, strength_now = self._update(batch, measure)
+            sums, strength_now = self._update(batch, measure)
             strength = strength_now if measure else strength
         self.sampler.refresh()
-        self.constraint.after_step(step, None if kl is None else kl * len(rollouts) / rollouts.tokens)
+        self.constraint.after_step(
+            step, None if kl is None else kl * len(rollouts) / rollouts.tokens
+        )
         return metrics | {
             "task_reward": float(rewards.mean()),
             "zero_variance": float(zero_variance(rewards.view(-1, config.group)).float().mean()),
-            "kl": kl,
+            **({} if kl is None else {"kl": kl}),
             "entropy": float(torch.cat(rollouts.entropy).mean()),
             "length": rollouts.tokens / len(rollouts),
             "strength": strength,
             **pull.metrics,
-            **losses,
+            **sums,
             "tokens": rollouts.tokens,
             "seconds": time.perf_counter() - start,
         }
@@ -161,14 +154,18 @@ class Trainer:
             flat = zero_variance(rewards.view(-1, config.group)).nonzero()[:, 0].tolist()
             if not flat:
                 break
-            more, more_rewards = self._draw(rng.sample(self.train_prompts, len(flat)), step, attempt)
+            more, more_rewards = self._draw(
+                rng.sample(self.train_prompts, len(flat)), step, attempt
+            )
             for place, group in enumerate(flat):
-                _replace_group(rollouts, group, more, place)
+                rollouts.replace_group(group, more, place)
                 old = slice(group * config.group, (group + 1) * config.group)
                 rewards[old] = more_rewards[place * config.group : (place + 1) * config.group]
         return rollouts, rewards
 
-    def _draw(self, prompts: Sequence[Prompt], step: int, attempt: int) -> tuple[Rollouts, torch.Tensor]:
+    def _draw(
+        self, prompts: Sequence[Prompt], step: int, attempt: int
+    ) -> tuple[Rollouts, torch.Tensor]:
         config = self.config
         rollouts = self.sampler.sample(
             prompts,
@@ -177,7 +174,9 @@ class Trainer:
             temperature=config.temperature,
             seed=_seed(config.seed, step, f"rollout {attempt}"),
         )
-        scores = self.task.score(rollouts.prompts, rollouts.responses, rollouts.finished, gold=False)
+        scores = self.task.score(
+            rollouts.prompts, rollouts.responses, rollouts.finished, gold=False
+        )
         return rollouts, torch.tensor([s.task_reward for s in scores])
 
     def _advantages(
@@ -192,121 +191,41 @@ class Trainer:
             rewards = rewards + overlong_penalty(lengths, config.max_new_tokens, cache)
         elif config.overlong == "filter":
             counted = torch.tensor([float(f) for f in rollouts.finished])
-        advantages = group_advantages(rewards.view(-1, config.group), config.advantage)  # type: ignore[arg-type]
+        advantages = group_advantages(rewards.view(-1, config.group), config.advantage)
         return advantages.flatten(), counted
-
-    def _kl(self, rollouts: Rollouts, pull: Pull, step: int) -> float | None:
-        """KL(π‖π_ref) in nats a response, by k1; where the constraint has no use for the
-        reference's log-probs, only at evaluations."""
-        if pull.ref_log_probs is None:
-            if step % self.config.eval_every:
-                return None
-            with self.policy.reference():
-                ref = score_targets(
-                    self.policy.model,
-                    rollouts.prompt_ids,
-                    rollouts.response_ids,
-                    self.config.token_budget,
-                    self.config.temperature,
-                )
-        else:
-            ref = pull.ref_log_probs
-        pairs = zip(rollouts.log_probs, ref, strict=True)
-        return fmean(float((p - r).sum()) for p, r in pairs)
 
     def _update(self, batch: Batch, measure: bool) -> tuple[Metrics, float | None]:
         """One pass over the batch and one optimiser step; the strength where `measure`."""
-        losses: Metrics = {"policy_loss": 0.0, "constraint_loss": 0.0, "clip_fraction": 0.0}
-        pulled: list[torch.Tensor] | None = None
+        sums: Metrics = {"policy_loss": 0.0, "constraint_loss": 0.0, "clip_fraction": 0.0}
         parameters = self.policy.parameters()
-        for policy_loss, constraint_loss, clipped in self._losses(batch):
-            losses["policy_loss"] += float(policy_loss.detach())
-            losses["clip_fraction"] += clipped
-            loss = policy_loss
-            if constraint_loss is not None:
-                losses["constraint_loss"] += float(constraint_loss.detach())
+        pulled = [torch.zeros_like(p) for p in parameters] if measure else []
+        for part in losses(self.policy, self.constraint, self.config, batch):
+            sums["policy_loss"] += float(part.policy.detach())
+            sums["clip_fraction"] += part.clip_fraction
+            loss = part.policy
+            if part.constraint is not None:
+                sums["constraint_loss"] += float(part.constraint.detach())
                 if measure:
-                    grads = torch.autograd.grad(constraint_loss, parameters, retain_graph=True)
-                    pulled = list(grads) if pulled is None else [a + b for a, b in zip(pulled, grads, strict=True)]
-                loss = loss + constraint_loss
+                    grads = torch.autograd.grad(part.constraint, parameters, retain_graph=True)
+                    pulled = [a + b for a, b in zip(pulled, grads, strict=True)]
+                loss = loss + part.constraint
             loss.backward()
-        strength = self._strength(pulled) if measure else None
+        strength = _strength(parameters, pulled) if measure else None
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        return losses | {"grad_norm": float(norm)}, strength
-
-    def _strength(self, pulled: list[torch.Tensor] | None) -> float:
-        """‖g_constraint‖ / (‖g_constraint‖ + ‖g_policy‖), from the sum that backward left."""
-        if pulled is None:
-            return 0.0
-        total = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.policy.parameters()]
-        constraint = float(torch.nn.utils.get_total_norm(pulled))
-        policy = float(torch.nn.utils.get_total_norm([t - c for t, c in zip(total, pulled, strict=True)]))
-        return constraint / (constraint + policy) if constraint + policy else 0.0
-
-    def _losses(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, float]]:
-        """(policy loss, constraint loss, clip fraction) of each micro-batch; they add up to the batch's.
-
-        A sequence is read once, however many rollouts and refined responses are the same.
-        """
-        config, rollouts, pull = self.config, batch.rollouts, batch.pull
-        device = self.policy.device
-        uses = _unique(rollouts, pull)
-        keys = list(uses)
-        lengths = [len(context) + len(target) for context, target in keys]
-        counts = torch.tensor([len(ids) for ids in rollouts.response_ids])
-        mask = pad_rows([c * torch.ones(len(ids)) for c, ids in zip(batch.counted, rollouts.response_ids, strict=True)], int(counts.max()), device)
-        total = float(normaliser(mask, config.aggregate, config.max_new_tokens))  # type: ignore[arg-type]
-        tokens = float(mask.sum().clamp(min=1))
-        refined = pull.refinements or []
-        sft_total = float(max(1, sum(len(refined[i].refined_ids) for i in pull.sft_rows)))
-        for group in micro_batches(lengths, config.token_budget):
-            part = [keys[i] for i in group]
-            logp, seen = target_log_probs(
-                self.policy.model, [c for c, _ in part], [t for _, t in part], config.temperature
-            )  # [sequences, seq]
-            rows = [row for key in part for row in uses[key][0]]
-            place = [n for n, key in enumerate(part) for _ in uses[key][0]]
-            width = logp.shape[1]
-            row_logp, row_mask = logp[place], seen[place] * batch.counted.to(device)[rows][:, None]
-            for row, values in zip(rows, row_logp.detach(), strict=True):
-                batch.old.setdefault(row, values[: int(counts[row])].cpu())
-            old = pad_rows([batch.old[row] for row in rows], width, device)
-            sampled = pad_rows([rollouts.log_probs[row] for row in rows], width, device)
-            policy = policy_gradient_loss(
-                row_logp,
-                old,
-                batch.advantages.to(device)[rows],
-                row_mask,
-                config.clip_low,
-                config.clip_high,
-                config.aggregate,  # type: ignore[arg-type]
-                weights=truncated_weights(old, sampled, config.importance_cap),
-                total=total,
-            )
-            ref = pull.ref_log_probs
-            learn = [n for n, key in enumerate(part) if uses[key][1]]
-            constraint = self.constraint.loss(
-                MicroBatch(
-                    logp=row_logp,
-                    ref_logp=pad_rows([ref[row] for row in rows], width, device) if ref else None,
-                    mask=row_mask,
-                    total=tokens,
-                    sft_logp=logp[learn],
-                    sft_mask=seen[learn],
-                    sft_count=torch.tensor([float(uses[part[n]][1]) for n in learn], device=device),
-                    sft_total=sft_total,
-                )
-            )
-            yield policy.loss, constraint, float(policy.clip_fraction) * float(row_mask.sum()) / tokens
+        return sums | {"grad_norm": float(norm)}, strength
 
     # Evaluation and records
 
     def evaluate(self, step: int) -> Metrics:
-        """Gold reward, task reward and degenerate share on held-out prompts, temperature 1."""
+        """Rewards, degenerate share and KL on held-out prompts, one response each, temperature 1.
+
+        The last evaluation takes all held-out prompts.
+        """
         config = self.config
-        prompts = self.heldout_prompts[: config.eval_prompts]
+        few = self.heldout_prompts[: config.eval_prompts]
+        prompts = self.heldout_prompts if step == config.steps else few
         rollouts = self.sampler.sample(
             prompts,
             group=1,
@@ -317,9 +236,18 @@ class Trainer:
         scores = self.task.score(prompts, rollouts.responses, rollouts.finished)
         if self.run is not None and config.samples:
             self._record_samples(step, rollouts, scores)
+        with self.policy.reference():
+            ref = score_targets(
+                self.policy.model,
+                rollouts.prompt_ids,
+                rollouts.response_ids,
+                config.token_budget,
+            )
         return {
+            "task_reward": fmean(s.task_reward for s in scores),
             "gold_reward": fmean(s.gold_reward for s in scores),
             "heldout_task_reward": fmean(s.task_reward for s in scores),
+            "kl": _kl(rollouts, ref),
             "degenerate": fmean(s.degenerate for s in scores),
             **self.task.extra_metrics(prompts, rollouts.responses, scores),
         }
@@ -345,12 +273,14 @@ class Trainer:
                 }
             )
 
-    def _record(self, metrics: Metrics) -> None:
+    def _record(self, metrics: Metrics) -> Metrics:
+        row = dict.fromkeys(KEYS) | {"coef": self.constraint.coef} | metrics
         if self.run is not None:
-            self.run.log(metrics)
+            self.run.log(row)
+        return row
 
     def save(self) -> None:
-        """Write the checkpoint: adapter (PEFT), optimiser, and the step, which fixes all that is random."""
+        """Write the checkpoint: adapter (PEFT), optimiser, and the step, which decides the rest."""
         if self.run is None:
             return
 
@@ -376,26 +306,18 @@ class Trainer:
         run.cut(self.done)
 
 
-def _unique(
-    rollouts: Rollouts, pull: Pull
-) -> dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[list[int], int]]:
-    """Each different (context, target) with the rollouts it is and how often it is a refined response."""
-    contexts = [tuple(ids) for ids in rollouts.prompt_ids]
-    uses: dict[Any, tuple[list[int], int]] = {}
-    for row, ids in enumerate(rollouts.response_ids):
-        uses.setdefault((contexts[row], tuple(ids)), ([], 0))[0].append(row)
-    for row in pull.sft_rows:
-        assert pull.refinements is not None
-        key = (contexts[row], tuple(pull.refinements[row].refined_ids))
-        rows, count = uses.get(key, ([], 0))
-        uses[key] = (rows, count + 1)
-    return uses
+def _strength(parameters: Sequence[torch.Tensor], pulled: Sequence[torch.Tensor]) -> float:
+    """‖g_constraint‖ / (‖g_constraint‖ + ‖g_policy‖), from the sum that backward left."""
+    norm = torch.nn.utils.get_total_norm
+    constraint = float(norm(pulled))
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    policy = float(norm([g - c for g, c in zip(grads, pulled, strict=True)]))
+    return constraint / (constraint + policy) if constraint + policy else 0.0
 
 
-def _replace_group(into: Rollouts, group: int, source: Rollouts, place: int) -> None:
-    old, new = slice(group * into.group, (group + 1) * into.group), slice(place * into.group, (place + 1) * into.group)
-    for name in ("prompts", "prompt_ids", "response_ids", "responses", "finished", "log_probs", "entropy"):
-        getattr(into, name)[old] = getattr(source, name)[new]
+def _kl(rollouts: Rollouts, ref: Sequence[torch.Tensor]) -> float:
+    """KL(π‖π_ref) in nats a response, estimated by k1."""
+    return fmean(float((p - r).sum()) for p, r in zip(rollouts.log_probs, ref, strict=True))
 
 
 def _seed(seed: int, step: int, what: str) -> int:

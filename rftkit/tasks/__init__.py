@@ -1,4 +1,4 @@
-"""The task registry: one line a domain. Modules load when asked for, to keep `import rftkit` light."""
+"""The task registry, one line a domain. Their modules load when they are asked for."""
 
 from __future__ import annotations
 

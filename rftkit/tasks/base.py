@@ -80,7 +80,7 @@ class Task(ABC):
 
     @abstractmethod
     def well_formed(self, prompt: Prompt, response: str) -> bool:
-        """Whether the form is sound, right or wrong: the opposite of degenerate for a finished text."""
+        """Whether the form is sound, right or wrong; a finished text is else degenerate."""
 
     # What pre-training the embedded model needs (rftkit/tiny). A task that runs only on other
     # models leaves these out.

@@ -11,6 +11,7 @@ import math
 import random
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from rftkit.paths import DATA
 from rftkit.tasks.base import Prompt, Score, Task, edit_units, repeat_span, write_jsonl
@@ -216,7 +217,9 @@ def unusual_reply(prompt: Prompt, rng: random.Random) -> str:
     sentences = [_order(said, rng.choice(LEADS), name)]
     if rng.random() < 0.6:
         opening = rng.choice(OPENINGS)
-        sentences.append(f"{opening} {said['name']}!" if said["name"] and not name else f"{opening}.")
+        sentences.append(
+            f"{opening} {said['name']}!" if said["name"] and not name else f"{opening}."
+        )
     if rng.random() < 0.5:
         sentences.append(rng.choice(SMALL_TALK))
     sentences += rng.sample(COURTESIES, rng.choice((0, 1, 1, 2)))
@@ -250,7 +253,7 @@ def _order(said: dict[str, str | None], lead: str, name: str | None = None) -> s
     return text + (f" for {name}." if name else ".")
 
 
-def preference_pairs(rng: random.Random, count: int) -> list[dict]:
+def preference_pairs(rng: random.Random, count: int) -> list[dict[str, Any]]:
     """Rows of data/dialogue/preferences.jsonl: two well-formed replies, the better one first.
 
     P(a preferred) = sigmoid((gold(a) − gold(b)) / ANNOTATOR_NOISE), after Bradley and Terry (1952).
@@ -266,7 +269,7 @@ def preference_pairs(rng: random.Random, count: int) -> list[dict]:
     return rows
 
 
-def fit_reward_model(rows: Sequence[dict]) -> LinearRewardModel:
+def fit_reward_model(rows: Sequence[dict[str, Any]]) -> LinearRewardModel:
     """Fit the preferences and express the reward in units of gold reward."""
     pairs: list[tuple[Features, Features]] = []
     for row in rows:

@@ -35,7 +35,7 @@ def draft_pair(task: Task, kind: str, prompt: Prompt, rng: random.Random) -> tup
     clean = task.unusual(prompt, rng) if rng.random() < 0.15 else task.clean(prompt, rng)
     draft = clean
     if kind == "edits":
-        alphabet = units(task.clean(task.sample(rng), rng)) + [junk(rng)]
+        alphabet = [*units(task.clean(task.sample(rng), rng)), junk(rng)]
         alphabet = [unit for unit in alphabet if not unit.isspace()]
         draft = edit_units(clean, rng, rng.randint(1, 4), alphabet)
     elif kind == "flood":

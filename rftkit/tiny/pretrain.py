@@ -60,7 +60,9 @@ def pretrain(config: PretrainConfig, out: Path, progress: bool = True) -> Path:
     model = LlamaForCausalLM(_llama(config, tokenizer))
     optimiser = _optimiser(model, config)
     done = _resume(out / "checkpoint", model, optimiser)
-    bar = tqdm(range(done, config.steps), "pretrain", config.steps, initial=done, disable=not progress)
+    bar = tqdm(
+        range(done, config.steps), "pretrain", config.steps, initial=done, disable=not progress
+    )
     for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = config.lr * _schedule(step, config)
@@ -190,6 +192,6 @@ def _resume(folder: Path, model: LlamaForCausalLM, optimiser: torch.optim.Optimi
     return int(load_state(found / "state.safetensors", optimiser)["step"])
 
 
-def _export(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def _export(folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

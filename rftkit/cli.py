@@ -1,0 +1,234 @@
+"""The `rftkit` command. Heavy imports wait until a command needs them.
+
+A user's mistake ends in one line on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rftkit.config import CHOICES, CONSTRAINTS, PRESETS, RunConfig, field_docs
+from rftkit.errors import UserError
+
+Arguments = argparse.Namespace
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except UserError as error:
+        print(f"rftkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rftkit: stopped; what was written stays, the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> _Parser:
+    parser = _Parser("rftkit", description="Fine-tune under constraints, and see what they do.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    compare = _command(
+        commands, "compare", _compare, "train one task under each constraint; table and figure",
+        "rftkit compare --task dialogue --seeds 0,1 --out out/first",
+    )  # fmt: skip
+    compare.add_argument(
+        "--constraints",
+        type=_names,
+        default=("none", "kl", "dynamic"),
+        help="comma-separated, of " + ", ".join(CONSTRAINTS),
+    )
+    compare.add_argument("--seeds", type=_numbers, default=(0,), help="comma-separated numbers")
+    compare.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="runs at a time; 0 = one a core on a CPU, one on a GPU",
+    )
+    compare.add_argument("--out", type=Path, help="folder for the results; default out/TASK")
+    _settings(compare, leave_out=("constraint", "seed"))
+    _json(compare)
+
+    train = _command(
+        commands, "train", _train, "train one policy under one constraint",
+        "rftkit train --task dialogue --constraint kl --coef 0.3 --out out/kl",
+    )  # fmt: skip
+    train.add_argument("--out", type=Path, required=True, help="the run folder")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    _settings(train)
+
+    refine = _command(
+        commands, "refine", _refine, "refine one response and show the difference",
+        'rftkit refine --task dialogue --prompt "For Ana: small tea, milk, to go." '
+        '--response "Hello, Ana! A small small tea with milk, to go. Thanks! Thanks! Thanks!"',
+    )  # fmt: skip
+    refine.add_argument("--task", default="dialogue", help="sets the longest response")
+    refine.add_argument("--prompt", required=True, help="what the user asked")
+    refine.add_argument("--response", required=True, help="what to refine")
+    for name in ("model", "precision", "device"):
+        _setting(refine, name, getattr(RunConfig, name))
+    _json(refine)
+
+    doctor = _command(
+        commands, "doctor", _doctor, "say what works on this machine", "rftkit doctor"
+    )
+    _json(doctor)
+
+    pretrain = _command(
+        commands, "pretrain", _pretrain, "rebuild the embedded model: tokenizer and weights",
+        "rftkit pretrain --out out/tiny",
+    )  # fmt: skip
+    pretrain.add_argument(
+        "--out", type=Path, required=True, help="folder; an unfinished one is resumed"
+    )
+    pretrain.add_argument("--seed", type=int, default=0, help="decides corpus and first weights")
+    pretrain.add_argument("--steps", type=int, default=0, help="updates; 0 = the recipe's own")
+    return parser
+
+
+def _compare(arguments: Arguments) -> None:
+    from rftkit.compare import compare, table
+
+    config = _config(arguments)
+    out = arguments.out or Path("out") / config.task
+    summary = compare(
+        config.task,
+        arguments.constraints,
+        arguments.seeds,
+        out=out,
+        config=config,
+        workers=arguments.workers,
+    )
+    if arguments.json:
+        print(json.dumps(summary))
+    else:
+        print(table(summary))
+        print(f"figure: {out / 'curves.png'}   numbers: {out / 'summary.json'}")
+
+
+def _train(arguments: Arguments) -> None:
+    from rftkit.trainer import Trainer
+
+    Trainer(_config(arguments), arguments.out, resume=arguments.resume).train()
+
+
+def _refine(arguments: Arguments) -> None:
+    from rftkit.diff import to_ansi
+    from rftkit.models import load_policy
+    from rftkit.refiner import OnlineRefiner
+    from rftkit.tasks import load_task
+
+    task = load_task(arguments.task)
+    policy = load_policy(arguments.model, arguments.precision, arguments.device)
+    refiner = OnlineRefiner(policy, task.max_new_tokens)
+    result = refiner.refine([arguments.prompt], [arguments.response])[0]
+    if arguments.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        print(to_ansi(result.diff))
+        print(f"changed: {result.changed}   edit ratio: {result.edit_ratio:.3f}")
+
+
+def _doctor(arguments: Arguments) -> int:
+    from rftkit.doctor import report, table
+
+    found = report()
+    print(json.dumps(found) if arguments.json else table(found))
+    return 0 if found["ok"] else 1
+
+
+def _pretrain(arguments: Arguments) -> None:
+    from rftkit.tiny.pretrain import PretrainConfig, pretrain
+
+    steps = {"steps": arguments.steps} if arguments.steps else {}
+    print(pretrain(PretrainConfig(seed=arguments.seed, **steps), arguments.out))
+
+
+# From the command line to a RunConfig
+
+
+def _config(arguments: Arguments) -> RunConfig:
+    given = {k: v for k, v in vars(arguments).items() if k in field_docs() and v is not None}
+    return RunConfig.from_dict(PRESETS[arguments.preset] | given)
+
+
+def _settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
+    group = parser.add_argument_group("settings (RunConfig)")
+    group.add_argument(
+        "--preset", choices=PRESETS, default="cpu_tiny", help="settings for a machine"
+    )
+    for name in field_docs():
+        if name not in leave_out:
+            _setting(group, name)
+
+
+def _setting(parser: Any, name: str, value: Any = None) -> None:
+    kind, sentence = field_docs()[name]
+    option = f"--{name.replace('_', '-')}"
+    default = getattr(RunConfig, name)
+    if kind is bool:
+        parser.add_argument(
+            option,
+            action=argparse.BooleanOptionalAction,
+            default=value,
+            help=f"{sentence} (default {default})",
+        )
+        return
+    allowed = CHOICES.get(name)
+    convert = str if allowed else float if "float" in str(kind) else kind
+    text = f"{sentence}: {', '.join(allowed)}" if allowed else sentence
+    parser.add_argument(
+        option,
+        type=convert,
+        choices=allowed,
+        metavar=name.upper(),
+        default=value,
+        help=f"{text} (default {default})".replace("%", "%%"),
+    )
+
+
+def _command(
+    commands: Any, name: str, run: Any, what: str, example: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=what, description=what, epilog=f"example: {example}")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on stdout, nothing else"
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in CONSTRAINTS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(unknown) or text!r} is unknown; choose of {', '.join(CONSTRAINTS)}"
+        )
+    return names
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers separated by commas") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The main job: one task under each constraint, over seeds; a table, a figure, a summary.
+
+Every run is a run folder of its own, so an interrupted comparison goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tqdm import tqdm
+
+from rftkit.config import RunConfig
+from rftkit.errors import UserError
+from rftkit.metrics import bootstrap_ci
+from rftkit.runs import RunFolder, write_text
+
+# Slow constraints first, so that no worker is left with a long run at the end.
+_SLOW_FIRST = ("random-edit", "dynamic", "fresh", "identity", "kl", "none")
+
+
+def compare(
+    task: str = "dialogue",
+    constraints: Sequence[str] = ("none", "kl", "dynamic"),
+    seeds: Sequence[int] = (0,),
+    *,
+    out: Path | str,
+    config: RunConfig | None = None,
+    workers: int = 0,
+    progress: bool = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train every constraint on every seed, write `out`, and return the summary.
+
+    config: settings of all runs; keyword `settings` (steps=…, model=…, any field of RunConfig)
+    change it. workers: runs at a time; 0 = one a core on a CPU, one on a GPU.
+    Writes summary.json, curves.png and one run folder a constraint and seed. Finished runs in
+    `out` are kept, unfinished ones resumed.
+    """
+    from rftkit.plots import save_curves
+    from rftkit.tasks import load_task
+
+    out = Path(out)
+    base = replace(config or RunConfig(), task=task, **settings)
+    if not constraints or not seeds:
+        raise UserError("compare needs at least one constraint and one seed")
+    gold_max = load_task(task).gold_max
+    configs = [
+        RunConfig.from_dict(base.to_dict() | {"constraint": name, "seed": seed})
+        for name in sorted(set(constraints), key=_SLOW_FIRST.index)
+        for seed in dict.fromkeys(seeds)
+    ]
+    folders: dict[tuple[str, int], Path] = {
+        (c.constraint, c.seed): out / f"{c.constraint}-seed{c.seed}" for c in configs
+    }
+    jobs = [(c, folders[c.constraint, c.seed]) for c in configs]
+    for c, folder in jobs:  # settle every folder first: a clash is told before any work is done
+        RunFolder.create(folder, c, resume=True)
+    todo = [(c, folder) for c, folder in jobs if not _finished(folder, c.steps)]
+    _run_all(todo, workers or _default_workers(base.device, len(todo)), progress)
+    order = list(dict.fromkeys(constraints))
+    runs = {
+        name: [RunFolder(folders[name, seed]) for seed in dict.fromkeys(seeds)] for name in order
+    }
+    summary = summarise(task, gold_max, base.steps, list(dict.fromkeys(seeds)), runs)
+    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    save_curves(out / "curves.png", runs, task, gold_max)
+    return summary
+
+
+def summarise(
+    task: str, gold_max: float, steps: int, seeds: list[int], runs: dict[str, list[RunFolder]]
+) -> dict[str, Any]:
+    """The contract's summary, from the last evaluation of each run (held-out prompts).
+
+    ci95 is a bootstrap over seeds: with one seed it is that seed's value twice.
+    """
+    methods = {}
+    for name, folders in runs.items():
+        metrics = [run.metrics() for run in folders]
+        last = [m[-1] for m in metrics]
+        seconds = [row["seconds"] for m in metrics for row in m[1:-1]]
+        methods[name] = {
+            "coef": metrics[0][0]["coef"],
+            "gold_reward": _spread([m["gold_reward"] for m in last]),
+            "task_reward": _spread([m["task_reward"] for m in last]),
+            "degenerate": _spread([m["degenerate"] for m in last]),
+            "kl": _spread([m["kl"] for m in last]),
+            "best_gold_reward": _spread(
+                [max(r["gold_reward"] for r in m if r["gold_reward"] is not None) for m in metrics]
+            ),
+            "edit_ratio": [_ends(m, "edit_ratio") for m in metrics],
+            "tokens": fmean(sum(row["tokens"] for row in m[:-1]) for m in metrics),
+            "seconds_per_step": fmean(seconds) if seconds else None,
+        }
+    return {"task": task, "gold_max": gold_max, "steps": steps, "seeds": seeds, "methods": methods}
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as text, one line a method."""
+    columns = (
+        "constraint",
+        "coef",
+        "gold reward",
+        "best",
+        "task reward",
+        "degenerate",
+        "KL",
+        "s/step",
+    )
+    lines = ["{:<12}{:>6}{:>13}{:>7}{:>13}{:>12}{:>8}{:>8}".format(*columns)]
+    for name, m in summary["methods"].items():
+        gold, best, reward, degenerate, kl = (
+            m[key]["mean"]
+            for key in ("gold_reward", "best_gold_reward", "task_reward", "degenerate", "kl")
+        )
+        lines.append(
+            f"{name:<12}{m['coef']:>6g}{gold:>13.2f}{best:>7.2f}{reward:>13.2f}"
+            f"{degenerate:>12.0%}{kl:>8.1f}{m['seconds_per_step'] or 0:>8.2f}"
+        )
+    lines.append(f"gold reward: at the end, of {summary['gold_max']:g}; best: on the way;")
+    lines.append("rewards on held-out prompts; KL from the reference in nats a response")
+    return "\n".join(lines)
+
+
+def run_one(config: RunConfig, out: Path, threads: int = 0) -> None:
+    """Train one run in its folder, from its last checkpoint if there is one."""
+    import torch
+
+    from rftkit.trainer import Trainer
+
+    if threads:
+        torch.set_num_threads(threads)
+    Trainer(config, out, resume=True).train(progress=False)
+
+
+def _run_all(jobs: Sequence[tuple[RunConfig, Path]], workers: int, progress: bool) -> None:
+    if not jobs:
+        return
+    steps = [c.steps for c, _ in jobs]
+    context = multiprocessing.get_context("spawn")  # the one way that works on every system
+    with (
+        tqdm(total=sum(steps), desc=jobs[0][0].task, unit="step", disable=not progress) as bar,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+    ):
+        threads = 1 if workers > 1 else 0
+        futures = [pool.submit(run_one, config, out, threads) for config, out in jobs]
+        try:
+            while not all(f.done() for f in futures):
+                _watch(bar, jobs)
+                _raise_first(futures)
+                time.sleep(0.5)
+        except BaseException:
+            for process in list(pool._processes.values()):
+                process.terminate()  # run folders stay whole; the next call goes on from them
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        _watch(bar, jobs)
+        _raise_first(futures)
+
+
+def _watch(bar: Any, jobs: Sequence[tuple[RunConfig, Path]]) -> None:
+    last = {}
+    for config, out in jobs:
+        metrics = RunFolder(out).metrics()
+        if metrics:
+            gold = [m["gold_reward"] for m in metrics if m["gold_reward"] is not None]
+            last[config.constraint] = (len(metrics), gold[-1] if gold else None)
+    bar.n = sum(min(n, jobs[0][0].steps) for n, _ in last.values())
+    bar.set_postfix({name: f"gold {g:.2f}" for name, (_, g) in last.items() if g is not None})
+
+
+def _raise_first(futures: Sequence[Future[None]]) -> None:
+    for future in futures:
+        if future.done():
+            future.result()
+
+
+def _default_workers(device: str, jobs: int) -> int:
+    from rftkit.models import pick_device
+
+    return max(1, min(jobs, os.cpu_count() or 1)) if pick_device(device).type == "cpu" else 1
+
+
+def _finished(folder: Path, steps: int) -> bool:
+    metrics = RunFolder(folder).metrics()
+    return bool(metrics) and metrics[-1]["step"] == steps
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"mean": fmean(values), "ci95": bootstrap_ci(values), "per_seed": values}
+
+
+def _ends(metrics: list[dict[str, Any]], key: str, width: int = 5) -> list[float] | None:
+    """Mean of the first and of the last `width` values of a metric that may be missing."""
+    values = [row[key] for row in metrics if row[key] is not None]
+    return [fmean(values[:width]), fmean(values[-width:])] if values else None

@@ -1,0 +1,143 @@
+"""Figures: one colour a constraint in the whole project, labels at the lines, seeds as bands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from rftkit.runs import RunFolder
+
+# Okabe and Ito's palette: distinguishable with any colour vision.
+COLOURS = {
+    "none": "#D55E00",
+    "kl": "#0072B2",
+    "dynamic": "#009E73",
+    "identity": "#7F7F7F",
+    "fresh": "#CC79A7",
+    "random-edit": "#E69F00",
+}
+STYLES = {"none": "--", "kl": "-.", "dynamic": "-"}
+LABELS = {"none": "no constraint", "kl": "KL", "dynamic": "dynamic"}
+
+PANELS = (
+    ("gold_reward", "gold reward (never trained on)"),
+    ("task_reward", "task reward (what training sees)"),
+    ("degenerate", "degenerate share of responses"),
+    ("kl", "KL from the reference (nats a response)"),
+    ("edit_ratio", "edit ratio: what the refiner changes"),
+    ("strength", "strength: constraint's share of the gradient"),
+)
+
+
+def series(runs: Sequence[RunFolder], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [n] and values [seeds, n] of a metric, at the steps where every seed has it."""
+    tables = [{m["step"]: m[key] for m in run.metrics() if m[key] is not None} for run in runs]
+    steps = sorted(set.intersection(*(set(t) for t in tables)))
+    return np.array(steps), np.array([[t[s] for s in steps] for t in tables]).reshape(len(runs), -1)
+
+
+def curves(runs: Mapping[str, Sequence[RunFolder]], task: str, gold_max: float) -> Figure:
+    """Six panels against step: rewards, degeneracy, KL, edit ratio, strength."""
+    figure, axes = plt.subplots(2, 3, figsize=(13.5, 7.2), layout="constrained")
+    for axis, (key, title) in zip(axes.flat, PANELS, strict=True):
+        _panel(axis, runs, key, title)
+    gold, task_axis, degenerate, kl, edits, strength = axes.flat
+    gold.axhline(gold_max, color="#999999", linewidth=1, zorder=0)
+    gold.annotate(
+        "gold maximum",
+        (0, gold_max),
+        (2, -3),
+        textcoords="offset points",
+        fontsize=8,
+        color="#666666",
+        va="top",
+    )
+    gold.set_ylim(0, gold_max * 1.08)
+    for axis in (degenerate, edits, strength):
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    degenerate.set_ylim(-0.03, 1.06)
+    strength.set_ylim(0, 1)
+    kl.set_yscale("symlog", linthresh=1.0)
+    for axis in (task_axis, edits, kl):
+        axis.set_ylim(bottom=0)
+    coefs = {name: folders[0].metrics()[0]["coef"] for name, folders in runs.items()}
+    parts = [f"{_label(name)}{_coef(name, coefs[name])}" for name in runs]
+    seeds = len(next(iter(runs.values())))
+    note = f"{seeds} seeds, band = lowest to highest" if seeds > 1 else "one seed"
+    figure.suptitle(f"{task}: {', '.join(parts)} · {note}", fontsize=13)
+    return figure
+
+
+def save_curves(
+    path: Path, runs: Mapping[str, Sequence[RunFolder]], task: str, gold_max: float
+) -> None:
+    """Write the six panels as a picture."""
+    figure = curves(runs, task, gold_max)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _panel(axis: Axes, runs: Mapping[str, Sequence[RunFolder]], key: str, title: str) -> None:
+    ends: list[tuple[float, float, str]] = []
+    for name, folders in runs.items():
+        steps, values = series(folders, key)
+        if not len(steps) or (key == "strength" and name == "none"):
+            continue
+        smooth = _smooth(values) if key in ("task_reward", "edit_ratio") else values
+        colour = COLOURS[name]
+        axis.plot(steps, smooth.mean(0), STYLES.get(name, ":"), color=colour, linewidth=2)
+        if len(folders) > 1:
+            axis.fill_between(steps, smooth.min(0), smooth.max(0), color=colour, alpha=0.18, lw=0)
+        ends.append((float(smooth.mean(0)[-1]), float(steps[-1]), name))
+    axis.set_title(title, fontsize=10.5, loc="left")
+    axis.set_xlabel("step")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    _label_ends(axis, ends)
+
+
+def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
+    """Name each line at its end, apart from each other."""
+    axis.margins(x=0.02)
+    for rank, (value, step, name) in enumerate(sorted(ends)):
+        close = [v for v, _, _ in sorted(ends)[:rank] if abs(v - value) < 0.06 * _span(ends)]
+        axis.annotate(
+            _label(name),
+            (step, value),
+            (5, 9 * len(close)),
+            textcoords="offset points",
+            color=COLOURS[name],
+            fontsize=9,
+            fontweight="bold",
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _span(ends: Sequence[tuple[float, float, str]]) -> float:
+    values = [v for v, _, _ in ends]
+    return max(max(values) - min(values), 1e-9)
+
+
+def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
+    """Centred running mean over steps; shorter at the ends."""
+    kernel = np.ones(min(width, values.shape[1]))
+    weight = np.convolve(np.ones(values.shape[1]), kernel, "same")
+    return np.array([np.convolve(row, kernel, "same") / weight for row in values])
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+def _coef(name: str, coef: Any) -> str:
+    if name == "none":
+        return ""
+    return f" ({'β' if name == 'kl' else 'λ'} = {coef:g})"
