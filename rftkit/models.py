@@ -33,7 +33,7 @@ class Policy:
     `precision` is what was loaded, which may be less than was asked for.
     """
 
-    model: PeftModel
+    model: Any  # a PeftModel, whose attributes mypy cannot follow
     tokenizer: Any
     name: str
     precision: str

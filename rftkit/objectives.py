@@ -186,7 +186,7 @@ def policy_gradient_loss(
     held = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages[:, None]
     gain = torch.minimum(free, held)
     if weights is not None:
-        gain = gain * _keep(weights.detach(), mask)
+        gain = gain * weights.detach()
     clip_fraction = aggregate_tokens((held < free).to(gain.dtype), mask, "token")
     return PolicyLoss(-aggregate_tokens(gain, mask, aggregate, total), clip_fraction)
 

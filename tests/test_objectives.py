@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import cast, get_args
 
 import pytest
@@ -84,8 +83,8 @@ def test_advantages_by_hand() -> None:
 
 
 def test_on_policy_loss_by_hand(logp: Tensor) -> None:
-    # Every ratio is 1: the sum of token advantages is 2 + 2 - 1 - 1 = 2, over 6 tokens.
-    loss, clip_fraction = policy_gradient_loss(logp, logp.detach(), GRPO, MASK, 0.25, 0.5)
+    # Every ratio is 1, old_logp carrying no gradient: the sum of token advantages is 2 + 2 - 1 - 1 = 2, over 6 tokens.
+    loss, clip_fraction = policy_gradient_loss(logp, logp, GRPO, MASK, 0.25, 0.5)
     close(loss, -1 / 3)
     close(clip_fraction, 0)
     # d loss / d logp = -A / 6
@@ -314,26 +313,34 @@ def test_micro_batches_add_up(
     close(split, sft_loss(logp, mask))
 
 
+JUNK = st.sampled_from([0.0, -7.0, 1e30, math.inf, -math.inf, math.nan])
+
+
 @FAST
-@given(**BATCHES, junk=st.sampled_from([0.0, -7.0, 1e30, math.inf, -math.inf, math.nan]))
-def test_what_the_mask_hides_does_not_matter(seed: int, rows: int, width: int, junk: float) -> None:
+@given(**BATCHES, junk=st.tuples(JUNK, JUNK, JUNK))
+def test_what_the_mask_hides_does_not_matter(
+    seed: int, rows: int, width: int, junk: tuple[float, float, float]
+) -> None:
     logp, old, advantages, mask, weights = batch(seed, rows, width)
 
-    def values(spoil: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        a, b, w = (spoil(x) for x in (logp, old, weights))
+    def values(new: Tensor, before: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        new = new.detach().requires_grad_()
         losses = [
-            *policy_gradient_loss(a, b, advantages, mask, 0.2, 0.3, "token", w),
-            sft_loss(a, mask),
-            *(aggregate_tokens(k(a, b, mask), mask, "sequence") for k in KL_ESTIMATORS.values()),
-            k1_penalised_rewards(advantages, a, b, mask, 0.1).sum(),
+            *policy_gradient_loss(new, before, advantages, mask, 0.2, 0.3, "token", w),
+            sft_loss(new, mask),
+            *(
+                aggregate_tokens(k(new, before, mask), mask, "token")
+                for k in KL_ESTIMATORS.values()
+            ),
+            k1_penalised_rewards(advantages, new, before, mask, 0.1).sum(),
         ]
-        total = torch.stack(losses)
-        return total, gradient(total.sum(), logp)
+        together = torch.stack(losses)
+        return together, gradient(together.sum(), new)
 
-    clean_loss, clean_grad = values(lambda x: x)
-    loss, grad = values(lambda x: torch.where(mask, x, junk))
-    close(loss, clean_loss)
-    close(grad, clean_grad)
+    clean = values(logp, old, weights)
+    spoiled = [torch.where(mask, x, j) for x, j in zip((logp, old, weights), junk, strict=True)]
+    for actual, expected in zip(values(*spoiled), clean, strict=True):
+        close(actual, expected)
 
 
 def test_an_empty_mask_gives_zero_with_a_gradient(logp: Tensor) -> None:
@@ -358,6 +365,13 @@ def test_weights_are_truncated_and_carry_no_gradient() -> None:
     weights = truncated_weights(trainer, tensor([[1 / 2, 1 / 8, 1 / 2, 1e-300]]).log(), cap=2.0)
     close(weights, [[1, 2, 1 / 2, 2]])
     assert not weights.requires_grad
+
+
+def test_weights_scale_the_gradient_and_have_none(logp: Tensor) -> None:
+    loss, _ = policy_gradient_loss(logp, logp, GRPO, MASK, 0.2, 0.3, weights=logp.exp())
+    # -A probability / 6
+    expected = [[-1 / 12, -1 / 24], [-1 / 12, -1 / 48], [1 / 12, 0], [1 / 24, 0]]
+    close(gradient(loss, logp), expected)
 
 
 # Controllers and lengths

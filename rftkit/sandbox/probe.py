@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rftkit.sandbox.inside.confine import MEMORY
+from rftkit.sandbox.inside.confine import FILE_SIZE, MEMORY
 from rftkit.sandbox.judge import judge, read_tests
 from rftkit.sandbox.pool import Pool
 
@@ -106,6 +106,11 @@ def _takes_memory(pool: Pool) -> bool:
     return _yields(pool, f"def harm(): return len(bytes({2 * MEMORY})) > 0", True)
 
 
+def _fills_disk(pool: Pool) -> bool:
+    code = f"def harm():\n for i in range(5): open(str(i), 'wb').write(bytes({FILE_SIZE}))"
+    return _yields(pool, code, None)
+
+
 _HARMS: dict[str, Callable[[Pool], bool]] = {
     "reading files outside": _reads,
     "changing files outside": _writes,
@@ -113,4 +118,5 @@ _HARMS: dict[str, Callable[[Pool], bool]] = {
     "starting processes": _starts_processes,
     "signals to other processes": _signals,
     f"over {MEMORY >> 20} MB of memory": _takes_memory,
+    "filling the disk": _fills_disk,
 }

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+if os.name == "posix":
+    import resource
+
 MEMORY = 256 << 20  # bytes of address space
 FILE_SIZE = 16 << 20  # bytes
 OPEN_FILES = 64
@@ -185,8 +188,6 @@ def _reason(attempt: Callable[[], None]) -> str:
 
 
 def _limit(name: str, soft: int, hard: int | None = None) -> None:
-    import resource  # not on Windows, which has no Rlimits either
-
     number = getattr(resource, f"RLIMIT_{name}", None)
     if number is None:
         return

@@ -12,6 +12,7 @@ from pathlib import Path
 
 BOX_OPTIONS = b"size=32m,nr_inodes=1024,mode=700"  # the temp folder, where it can be a tmpfs
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _NEW_USER, _NEW_REST = 0x10000000, 0x20000000 | 0x40000000 | 0x08000000 | 0x00020000
 _READONLY, _HARDENED, _PRIVATE = 1, 2 | 4 | 8, 0x44000  # mount flags: nosuid, nodev, noexec
 _KILL = 9
@@ -144,8 +145,7 @@ def _syscall(number: int, *arguments: object) -> int:
 
 
 def _call(name: str, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = int(getattr(libc, name)(*arguments))
+    result = int(getattr(_LIBC, name)(*arguments))
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")

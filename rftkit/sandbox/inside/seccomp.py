@@ -143,6 +143,7 @@ prlimit64 302 261
 socketpair 53 199
 """
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _ARCHITECTURES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}  # column, AUDIT_ARCH
 _FIRST_UNIFIED = 424  # newer calls: libc falls back to older ones on ENOSYS, not on EPERM
 
@@ -150,6 +151,10 @@ _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, c
 _LOAD, _AND, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 _ALLOW: _Instruction = (_RETURN, 0, 0, 0x7FFF0000)
 _KILL: _Instruction = (_RETURN, 0, 0, 0x80000000)
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
 
 
 def filter_program(machine: str, may_write: bool) -> bytes:
@@ -177,16 +182,12 @@ def filter_program(machine: str, may_write: bool) -> bytes:
 
 def install(program: bytes) -> None:
     """Put this thread, and all that it starts, under the filter. Needs no_new_privs."""
-    libc = ctypes.CDLL(None, use_errno=True)
     code = ctypes.create_string_buffer(program, len(program))
 
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
-
-    header = Program(len(program) // 8, ctypes.addressof(code))
+    header = _Program(len(program) // 8, ctypes.addressof(code))
     set_seccomp, mode_filter = 22, 2
     arguments = (ctypes.c_ulong(mode_filter), ctypes.byref(header), ctypes.c_ulong(0))
-    if libc.prctl(set_seccomp, *arguments, ctypes.c_ulong(0)) != 0:
+    if _LIBC.prctl(set_seccomp, *arguments, ctypes.c_ulong(0)) != 0:
         raise OSError(ctypes.get_errno(), "the kernel refuses a seccomp filter")
 
 
