@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from torch import Tensor
 from rftkit.objectives import (
     KL_ESTIMATORS,
     KLKind,
+    adaptive_beta,
     k1_penalised_rewards,
     kl_k1,
     kl_k2,
@@ -153,3 +156,14 @@ def test_the_reference_gets_no_gradient() -> None:
     reference = torch.tensor([-2.0]).requires_grad_()
     for estimator in KL_ESTIMATORS.values():
         assert not estimator(torch.tensor([-1.0]), reference, None).requires_grad
+
+
+def test_adaptive_beta() -> None:
+    assert adaptive_beta(0.5, kl=4.0, target=4.0) == 0.5
+    assert adaptive_beta(0.5, kl=4.4, target=4.0) == pytest.approx(0.5 * 1.01)  # error 0.1
+    assert adaptive_beta(0.5, kl=400.0, target=4.0) == pytest.approx(0.5 * 1.02)  # cut at 0.2
+    assert adaptive_beta(0.5, kl=-9.0, target=4.0) == pytest.approx(0.5 * 0.98)
+    assert adaptive_beta(1.0, kl=6.0, target=4.0, gain=1.0, clip=1.0) == pytest.approx(1.5)
+    for bad_kl, bad_target in ((math.nan, 1.0), (1.0, 0.0), (1.0, math.nan)):
+        with pytest.raises(ValueError, match="finite kl"):
+            adaptive_beta(0.5, bad_kl, bad_target)

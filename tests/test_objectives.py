@@ -15,7 +15,6 @@ from rftkit.objectives import (
     KL_ESTIMATORS,
     AdvantageKind,
     Aggregate,
-    adaptive_beta,
     aggregate_tokens,
     group_advantages,
     k1_penalised_rewards,
@@ -83,7 +82,8 @@ def test_advantages_by_hand() -> None:
 
 
 def test_on_policy_loss_by_hand(logp: Tensor) -> None:
-    # Every ratio is 1, old_logp carrying no gradient: the sum of token advantages is 2 + 2 - 1 - 1 = 2, over 6 tokens.
+    # Every ratio is 1, and old_logp carries no gradient: the sum of the tokens' advantages is
+    # 2 + 2 - 1 - 1 = 2, over 6 tokens.
     loss, clip_fraction = policy_gradient_loss(logp, logp, GRPO, MASK, 0.25, 0.5)
     close(loss, -1 / 3)
     close(clip_fraction, 0)
@@ -374,18 +374,7 @@ def test_weights_scale_the_gradient_and_have_none(logp: Tensor) -> None:
     close(gradient(loss, logp), expected)
 
 
-# Controllers and lengths
-
-
-def test_adaptive_beta() -> None:
-    assert adaptive_beta(0.5, kl=4.0, target=4.0) == 0.5
-    assert adaptive_beta(0.5, kl=4.4, target=4.0) == pytest.approx(0.5 * 1.01)  # error 0.1
-    assert adaptive_beta(0.5, kl=400.0, target=4.0) == pytest.approx(0.5 * 1.02)  # cut at 0.2
-    assert adaptive_beta(0.5, kl=-9.0, target=4.0) == pytest.approx(0.5 * 0.98)
-    assert adaptive_beta(1.0, kl=6.0, target=4.0, gain=1.0, clip=1.0) == pytest.approx(1.5)
-    for bad_kl, bad_target in ((math.nan, 1.0), (1.0, 0.0), (1.0, math.nan)):
-        with pytest.raises(ValueError, match="finite kl"):
-            adaptive_beta(0.5, bad_kl, bad_target)
+# Lengths
 
 
 def test_overlong_penalty() -> None:
