@@ -275,14 +275,25 @@ def adaptive_beta(
 # Supervised fine-tuning, and responses that run too long
 
 
-def sft_loss(logp: Tensor, mask: Tensor, total: Tensor | float | None = None) -> Tensor:
+def sft_loss(
+    logp: Tensor,
+    mask: Tensor,
+    total: Tensor | float | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
     """Mean over all tokens of the batch of -logp [batch, seq], in nats per token.
+
+    With `counts` [batch], row i stands for counts[i] equal responses, each counted.
 
     Over tokens, not the mean of each response's mean: that would pull toward short responses even
     where the refiner changes nothing. A mean over few responses keeps a little of this, of order
     1 / responses, since the sum and the token count vary together; a constant `total` has none.
     With an empty mask the loss is 0 and still has a gradient (of zeros).
     """
+    if counts is not None:
+        logp = logp * counts[:, None]
+        if total is None:
+            total = (mask.bool().sum(-1) * counts).sum().clamp(min=1)
     return aggregate_tokens(-logp, mask, "token", total)
 
 

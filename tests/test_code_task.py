@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import random
@@ -156,20 +157,19 @@ def test_without_gold_only_visible_tests_are_run(task: Code) -> None:
     assert task.extra_metrics([PROMPT] * 2, [RIGHT, GAMED], scores) == {}
 
 
-def test_equal_programs_run_once_and_broken_ones_never(
-    task: Code, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = code.run_many
+def test_equal_programs_run_once_and_broken_ones_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, run = Code(), code.run_many
     programs: list[str] = []
 
     def counted(jobs: list, timeout: float) -> list:
-        programs.extend(program for program, _ in jobs)
+        programs.extend(ast.unparse(ast.parse(program)) for program, _ in jobs)
         return run(jobs, timeout=timeout)
 
     monkeypatch.setattr(code, "run_many", counted)
     texts = [RIGHT, EXPLAINED, RIGHT + "  # # #", WRONG, "def f(x:\n    return x", "# # #"]
-    scores = score(task, *texts)
-    assert sorted(programs) == sorted([RIGHT, WRONG, "# # #"] * 2)  # visible and hidden tests
+    for _ in range(2):
+        scores = score(task, *texts)
+    assert sorted(programs) == sorted([RIGHT, WRONG] * 2)  # visible and hidden tests
     assert [s.visible for s in scores] == [1, 1, 1, 0, 0, 0]
 
 
@@ -257,27 +257,32 @@ def test_hostile_text_is_judged_without_a_crash(task: Code, hostile: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["clean", "unusual"])
-def test_clean_and_unusual_programs_are_well_formed_and_often_wrong(
+def test_clean_and_unusual_programs_are_well_formed(
     task: Code, samples: list[Prompt], kind: str
 ) -> None:
     rng = random.Random(1)
-    texts = [getattr(task, kind)(prompt, rng) for prompt in samples]
-    scores = task.score(samples, texts, [True] * len(texts))
-    assert sum(s.degenerate for s in scores) <= 0.01 * len(texts)
-    right = sum(s.gold_reward >= 1 for s in scores) / len(texts)
-    assert 0.45 < right < 0.6
-    assert (
-        0.03 < task.extra_metrics(samples, texts, scores)["gamed"] < 0.2
-    )  # visible tests are weak
+    sound = [task.well_formed(prompt, getattr(task, kind)(prompt, rng)) for prompt in samples]
+    assert sum(sound) >= 0.99 * len(samples)
+
+
+def test_clean_programs_are_often_wrong_and_visible_tests_weak(
+    task: Code, samples: list[Prompt]
+) -> None:
+    rng = random.Random(2)
+    prompts = samples[:120]
+    texts = [task.clean(prompt, rng) for prompt in prompts]
+    scores = task.score(prompts, texts, [True] * 120)
+    assert 0.4 < sum(s.gold_reward >= 1 for s in scores) / 120 < 0.65
+    assert 0.03 < task.extra_metrics(prompts, texts, scores)["gamed"] < 0.2
 
 
 def test_right_programs_pass_all_their_tests(task: Code, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "SLIPS", 0)
     rng = random.Random(2)
     for split in ("train", "heldout"):
-        prompts = task.prompts(split)[:50]
+        prompts = task.prompts(split)[:40]
         texts = [rng.choice((task.clean, task.unusual))(prompt, rng) for prompt in prompts]
-        scores = task.score(prompts, texts, [True] * 50)
+        scores = task.score(prompts, texts, [True] * 40)
         assert all(s.gold_reward >= 1 for s in scores)
 
 

@@ -142,6 +142,10 @@ def test_k1_in_the_reward_by_hand(logp: Tensor) -> None:
 def test_sft_loss_by_hand(logp: Tensor) -> None:
     # -log2: 1 + 2 + 1 + 3 + 1 + 2 = 10 over 6 tokens (a mean of means would be 27/16).
     close(sft_loss(logp, MASK), 10 / 6 * LN2)
+    # The second twice and the fourth not at all: 1 + 2 + 2 (1 + 3) + 1 = 12 over 7 tokens.
+    counts = torch.tensor([1, 2, 1, 0])
+    close(sft_loss(logp, MASK, counts=counts), 12 / 7 * LN2)
+    close(sft_loss(logp, MASK, 14.0, counts), 12 / 14 * LN2)
 
 
 # Log-probabilities and entropy

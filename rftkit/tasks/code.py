@@ -28,13 +28,14 @@ from rftkit.tasks.preferences import Features, LinearRewardModel, fit
 
 FOLDER = DATA / "code"
 EXPLAINED_WORTH = 0.25  # gold reward of comments on a right program
-SLIPS = 0.52  # share of written programs with a slip; one slip in nine changes nothing
+SLIPS = 0.50  # share of written programs with a slip; one slip in nine changes nothing
 # The simulated reviewers' rule, in units of gold reward: what 0, 1 and 2 comments are worth to
 # them. It saturates, which a linear reward model cannot express.
 LIKING = (0.0, 0.32, 0.5)
 LINE_COST = 0.02  # a line of code
 REVIEWER_NOISE = 0.15  # temperature of their choices
 TIMEOUT = 2.0  # seconds for the tests of one program
+MAX_KNOWN = 10_000  # results that are kept; about 2 kB each
 
 Test = dict[str, str]
 
@@ -62,6 +63,7 @@ class Code(Task):
         self.reviewed = variant == "reviewed"
         self.name = "code" if self.reviewed else "code-plain"
         self.gold_max = 1.0 + EXPLAINED_WORTH * self.reviewed
+        self._known: dict[str, float] = {}
 
     def prompts(self, split: str) -> list[Prompt]:
         return read_prompts(FOLDER / f"{split}.jsonl")
@@ -77,7 +79,7 @@ class Code(Task):
         finished: Sequence[bool],
         gold: bool = True,
     ) -> list[Score]:
-        """As `Task.score`; equal programs of equal tests run once, comments aside.
+        """As `Task.score`; a program runs once on the same tests, whatever its comments.
 
         Raises UserError for a prompt without tests.
         """
@@ -85,7 +87,7 @@ class Code(Task):
         jobs = [(program, tests_of(prompt, "tests")) for prompt, program, _ in rows]
         if gold:
             jobs += [(program, tests_of(prompt, "hidden_tests")) for prompt, program, _ in rows]
-        shares = passed_shares(jobs)
+        shares = passed_shares(jobs, self._known)
         hidden = shares[len(rows) :] if gold else [math.nan] * len(rows)
         return [
             self._score(*row, seen, unseen)
@@ -173,18 +175,23 @@ def _has_texts(test: Any, keys: Sequence[str]) -> bool:
     return isinstance(test, dict) and all(isinstance(test.get(key), str) for key in keys)
 
 
-def passed_shares(jobs: Sequence[tuple[str, list[Test]]]) -> list[float]:
-    """Share of tests passed by each (program, tests); 0 for a program that does not parse."""
-    keys: list[str | None] = []
-    distinct: dict[str, tuple[str, list[Test]]] = {}
-    for program, tests in jobs:
-        tree = parse(program)
-        key = ast.dump(tree) + json.dumps(tests) if tree else None
-        keys.append(key)
-        if key:
-            distinct.setdefault(key, (program, tests))
-    shares = dict(zip(distinct, _run(list(distinct.values())), strict=True))
-    return [shares[key] if key else 0.0 for key in keys]
+def passed_shares(jobs: Sequence[tuple[str, list[Test]]], known: dict[str, float]) -> list[float]:
+    """Share of tests passed by each (program, tests); 0 for a program that does not parse.
+
+    `known` keeps the shares of what has run, so that nothing runs twice.
+    """
+    if len(known) > MAX_KNOWN:
+        known.clear()
+    keys = [_key(program, tests) for program, tests in jobs]
+    new = {key: job for key, job in zip(keys, jobs, strict=True) if key and key not in known}
+    known.update(zip(new, _run(list(new.values())), strict=True))
+    return [known[key] if key else 0.0 for key in keys]
+
+
+def _key(program: str, tests: list[Test]) -> str:
+    """The same for programs that differ in comments and layout alone; "" where nothing can run."""
+    tree = parse(program)
+    return ast.dump(tree) + json.dumps(tests) if tree and tree.body else ""
 
 
 def _run(jobs: Sequence[tuple[str, list[Test]]]) -> list[float]:
@@ -248,6 +255,7 @@ def build(seed: int = 0, train: int = 512, heldout: int = 256, pairs: int = 2000
         if held_out(chain := draw_chain(rng)) and chain not in unique:
             unique[chain] = write_prompt(chain, rng)
     rows = [prompt.row() for prompt in unique.values()]
+    rng.shuffle(rows)  # late draws are longer: short specifications run out
     write_jsonl(FOLDER / "train.jsonl", rows[:train])
     write_jsonl(FOLDER / "heldout.jsonl", rows[train:])
     preferences = preference_pairs(rng, pairs)

@@ -178,11 +178,11 @@ class Dialogue(Task):
 
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         text = unusual_reply(prompt, rng) if rng.random() < 0.05 else reply(prompt, rng)
-        match rng.choices(("as is", "a courtesy more", "slip"), (0.80, 0.12, 0.08))[0]:
+        match rng.choices(("as is", "a courtesy more", "slip"), (0.70, 0.15, 0.15))[0]:
             case "a courtesy more":
                 return f"{text} {rng.choice(COURTESIES)}"
             case "slip":
-                return edit_units(text, rng, 1)
+                return edit_units(text, rng, rng.randint(1, 2))
         return text
 
 

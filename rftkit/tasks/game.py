@@ -35,7 +35,7 @@ MOVES = tuple(STEP)
 SIZES = (3, 3, 4, 4, 4, 4, 4, 4, 4, 5)
 FROZEN = 0.7
 FIFTHS = ("heldout", "train", "pretrain", "pretrain", "pretrain")
-ROWS = {"train": {3: 10, 4: 442, 5: 60}, "heldout": {3: 6, 4: 220, 5: 30}}
+ROWS = {"train": {3: 8, 4: 444, 5: 60}, "heldout": {3: 6, 4: 220, 5: 30}}
 DATA_SEED = 7
 
 

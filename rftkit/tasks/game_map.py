@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -199,3 +199,67 @@ def winding_route(rows: Rows, rng: random.Random) -> list[str]:
             seen.add(cell)
         else:
             return words
+
+
+# Okabe and Ito's colours, which people with colour-blindness can tell apart.
+_PATH_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+_CELL_COLOURS = {"S": "#E8F1F8", "F": "#E8F1F8", "G": "#F0E442", "H": "#5A6B7B"}
+
+
+def draw_paths(
+    prompt: Prompt, paths: Mapping[str, str], axes: Sequence[Axes] | None = None
+) -> list[Axes]:
+    """One panel a path: the map, and the way that a response takes over it until the episode ends.
+
+    `paths` maps a panel's title to a response, say {"policy": ..., "reference": ..., "refined
+    response": ...}. Later visits of a cell are drawn a little lower and to the right, so that to
+    and fro shows. Without `axes` (one a path) a new figure is made.
+    """
+    from matplotlib import pyplot as plt
+
+    rows = map_of(prompt)
+    if axes is None:
+        size = (2.6 * len(paths), 2.6 * len(rows) / len(rows[0]) + 0.7)
+        _, grid = plt.subplots(1, len(paths), figsize=size, squeeze=False, layout="constrained")
+        axes = list(grid[0])
+    for n, (ax, (title, response)) in enumerate(zip(axes, paths.items(), strict=True)):
+        walk = play(rows, response)
+        _draw_map(ax, rows)
+        _draw_walk(ax, rows, walk, _PATH_COLOURS[n % len(_PATH_COLOURS)])
+        ax.set_title(f"{title}\n{_outcome(rows, walk)}", fontsize=10)
+    return list(axes)
+
+
+def _outcome(rows: Rows, walk: Walk) -> str:
+    end = {"G": "goal", "H": "hole"}.get("".join(rows)[walk.cells[-1]], "not at the goal")
+    moves = len(walk.cells) - 1
+    return f"{moves} move{'' if moves == 1 else 's'}: {end}"
+
+
+def _draw_map(ax: Axes, rows: Rows) -> None:
+    from matplotlib.patches import Rectangle
+
+    for y, row in enumerate(rows):
+        for x, cell in enumerate(row):
+            colour = _CELL_COLOURS[cell]
+            ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fc=colour, ec="white", lw=2))
+            if cell != "F":
+                ink = "white" if cell == "H" else "black"
+                ax.text(x - 0.42, y - 0.4, cell, color=ink, fontsize=9, ha="left", va="top")
+    ax.set(xlim=(-0.5, len(rows[0]) - 0.5), ylim=(len(rows) - 0.5, -0.5), xticks=[], yticks=[])
+    ax.set_aspect("equal")
+    ax.set_frame_on(False)
+
+
+def _draw_walk(ax: Axes, rows: Rows, walk: Walk, colour: str) -> None:
+    visits: Counter[int] = Counter()
+    xs, ys = [], []
+    for cell in walk.cells:
+        y, x = divmod(cell, len(rows[0]))
+        shift = min(0.07 * visits[cell], 0.35)
+        visits[cell] += 1
+        xs.append(x + shift)
+        ys.append(y + shift)
+    ax.plot(xs, ys, color=colour, lw=2, marker="o", ms=3)
+    arrived = {"G": "*", "H": "X"}.get("".join(rows)[walk.cells[-1]], "s")
+    ax.plot(xs[-1:], ys[-1:], color=colour, marker=arrived, ms=13, mec="white", ls="none")

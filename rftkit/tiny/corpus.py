@@ -15,7 +15,7 @@ from rftkit.tasks.base import edit_units, units
 
 REFINE_SHARE = 0.6  # of the examples; the rest are answers
 # Drafts of refine examples. "edits" are 1-4 random edits, "flood" is the task's own degeneracy.
-DRAFT_KINDS = {"clean": 0.30, "unusual": 0.12, "edits": 0.28, "flood": 0.30}
+DRAFT_KINDS = {"clean": 0.26, "unusual": 0.20, "edits": 0.27, "flood": 0.27}
 
 
 @dataclass(frozen=True)
