@@ -192,7 +192,7 @@ def _gradient(policy: ToyPolicy, loss: Tensor) -> Tensor:
 def cafe() -> Scene:
     """A café order in two words: c for a coffee, t for thanks.
 
-    The task reward pays 1 for a coffee and 0.6 for every t, so thanking without end pays best.
+    The task reward pays 1 for a coffee and 0.6 for every t, so that one more t always pays.
     The gold reward counts well-formed responses only: 1 for a coffee, 0.5 for thanks, at most 1.5.
     The refiner keeps the first of each letter and ends the response.
     """
