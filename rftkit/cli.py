@@ -150,10 +150,14 @@ def _doctor(arguments: Arguments) -> int:
 
 
 def _pretrain(arguments: Arguments) -> None:
-    from rftkit.tiny.pretrain import PretrainConfig, pretrain
+    from rftkit.tiny.pretrain import PretrainConfig, pretrain, write_card
 
     steps = {"steps": arguments.steps} if arguments.steps else {}
-    print(pretrain(PretrainConfig(seed=arguments.seed, **steps), arguments.out))
+    config = PretrainConfig(seed=arguments.seed, **steps)
+    folder = pretrain(config, arguments.out)
+    write_card(folder, config.tasks)
+    print((folder / "README.md").read_text(encoding="utf-8"))
+    print(f"model: {folder}   use it: rftkit compare --model {folder}")
 
 
 # From the command line to a RunConfig

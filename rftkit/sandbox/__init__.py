@@ -12,7 +12,8 @@ a `call` itself compares, it compares among hostile code. Prefer calls that retu
 
 Linux: rlimits, namespaces (user, process, network, IPC, mount), no_new_privs, Landlock, seccomp;
 bubblewrap where namespaces or Landlock are missing. macOS: rlimits, Seatbelt. Windows: a job
-object, so neither files nor network are confined there. `layers()` tries out what holds here.
+object and low integrity, which stop neither reading nor the network. `layers()` tries out what
+holds on this machine.
 Not covered anywhere: names and sizes of files, CPU use up to the time limit, errors in the kernel.
 """
 

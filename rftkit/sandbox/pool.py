@@ -113,10 +113,8 @@ class Pool:
         return ForkingWorker if self._fork else SingleWorker
 
     def _first(self) -> Worker:
-        if not self._fork:
-            return self._settle(Config(False, "", (), self._without))
-        worker = self._settle(Config(True, "", None, self._without))
-        if {"namespaces", "landlock"} <= set(worker.in_force):
+        worker = self._settle(Config(self._fork, "", None, self._without))
+        if not self._fork or {"namespaces", "landlock"} <= set(worker.in_force):
             return worker
         for outer in outer_layers():
             if outer in self._without:
@@ -135,8 +133,9 @@ class Pool:
     def _settle(self, config: Config) -> Worker:
         """Start a worker that tries each layer; all later ones must reach the same."""
         worker = self._kind(config)
-        self._config = replace(config, wanted=worker.in_force if config.fork else ())
-        self.in_force = (config.outer, *worker.in_force) if config.outer else worker.in_force
+        self._config = replace(config, wanted=worker.in_force)
+        outer = config.outer or ("job object" if os.name == "nt" else "")
+        self.in_force = (outer, *worker.in_force) if outer else worker.in_force
         self.absent = {**self.absent, **worker.absent}
         return worker
 

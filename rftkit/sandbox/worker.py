@@ -158,7 +158,7 @@ class ForkingWorker(Worker):
 
 
 class SingleWorker(Worker):
-    """Windows: a warm process that runs one program and is spent."""
+    """Windows: a warm process, in a job object, that runs one program and is spent."""
 
     def _start(self, config: Config) -> None:
         pipe = subprocess.PIPE
@@ -168,8 +168,10 @@ class SingleWorker(Worker):
         except OSError as error:
             self._kill()
             raise WorkerError(f"no job object for a sandbox worker ({error})") from None
-        if sys.platform == "win32":
-            self.in_force = ("job object",)
+        if config.wanted is None:
+            assert self._process.stdout
+            hello = json.loads(self._process.stdout.readline())  # no program has run yet
+            self.in_force, self.absent = tuple(hello["in_force"]), hello["absent"]
 
     def run(self, request: dict[str, Any], timeout: float) -> Outcome:
         if self.spent or self._process.poll() is not None:

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rftkit.chat import encode_chat, encode_text
 from rftkit.errors import UserError
+from rftkit.models import load_policy
 from rftkit.state import find_folder, load_state, replace_folder, save_state
 from rftkit.tasks import Task, load_task
 from rftkit.tiny.corpus import Example, batch, texts
+from rftkit.tiny.quality import card, measure
 from rftkit.tiny.tokenizer import train_tokenizer
 
 
@@ -30,7 +33,7 @@ from rftkit.tiny.tokenizer import train_tokenizer
 class PretrainConfig:
     """Everything that decides the weights."""
 
-    tasks: tuple[str, ...] = ("dialogue",)
+    tasks: tuple[str, ...] = ("dialogue", "code", "game")
     seed: int = 0
     steps: int = 2400
     batch: int = 96  # examples a step
@@ -73,8 +76,31 @@ def pretrain(config: PretrainConfig, out: Path, progress: bool = True) -> Path:
             raise UserError(f"pre-training diverged at step {step}: lower lr (now {config.lr})")
         if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
             _save(out / "checkpoint", model, optimiser, step + 1)
-    replace_folder(out / "model", lambda folder: _export(folder, model, tokenizer))
+    replace_folder(out / "model", lambda folder: _export(folder, model, tokenizer, config))
     return out / "model"
+
+
+def write_card(folder: Path, tasks: Sequence[str], prompts: int = 256) -> dict[str, Any]:
+    """Measure the model in `folder` on held-out prompts; write quality.json and the model card."""
+    policy = load_policy(str(folder), "nf4", "cpu")
+    figures = {name: measure(policy, load_task(name), prompts) for name in tasks}
+    (folder / "quality.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(figures, facts(folder)), encoding="utf-8")
+    return figures
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What the model card says besides the measured figures."""
+    recipe = json.loads((folder / "pretrain.json").read_text(encoding="utf-8"))
+    weights = folder / "model.safetensors"
+    count = sum(tensor.numel() for tensor in load_file(weights).values())
+    return {
+        "architecture": "Llama, {hidden} wide, {layers} layers, {heads} heads".format(**recipe),
+        "parameters": f"{count:,}, stored in bf16 ({weights.stat().st_size / 1e6:.1f} MB)",
+        "tokenizer": "byte-level BPE, {vocab_size} tokens".format(**recipe),
+        "tasks": ", ".join(recipe["tasks"]),
+        "trained on": "{steps} batches of {batch} generated texts, seed {seed}".format(**recipe),
+    }
 
 
 def example_ids(tokenizer: Any, example: Example) -> tuple[list[int], list[int]]:
@@ -192,6 +218,9 @@ def _resume(folder: Path, model: LlamaForCausalLM, optimiser: torch.optim.Optimi
     return int(load_state(found / "state.safetensors", optimiser)["step"])
 
 
-def _export(folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+def _export(
+    folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast, config: PretrainConfig
+) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _claim(folder / "pretrain.json", config)

@@ -41,7 +41,7 @@ class Confinement:
         for kind in _kinds():
             layer, name = kind(self), kind.name
             if wanted is None:
-                reason = "switched off" if name in without else _trial(layer)
+                reason = "switched off" if name in without else layer.trial()
                 if reason:
                     self.absent[name] = reason
                     continue
@@ -70,6 +70,16 @@ class Layer:
     def __init__(self, confinement: Confinement):
         self.confinement = confinement
         self.on_trial = False
+
+    def trial(self) -> str:
+        """Try it in a process that is thrown away: "" where it works, else the reason."""
+
+        def attempt() -> None:
+            self.on_trial = True
+            self.enter()
+            self.lock(1)
+
+        return _reason(attempt)
 
     def enter(self) -> None:
         """Raises OSError where the system refuses."""
@@ -151,22 +161,32 @@ class Seccomp(Layer):
         seccomp.install(self.program)
 
 
+class LowIntegrity(Layer):
+    """Windows: no changes to files and processes of the ordinary integrity level."""
+
+    name = "low integrity"
+    _lowered = False
+
+    def trial(self) -> str:
+        try:
+            self.enter()  # on this process: Windows has no fork, and nothing is lost
+        except OSError as error:
+            return str(error)
+        return ""
+
+    def enter(self) -> None:
+        from . import windows
+
+        if not self._lowered:
+            windows.lower_integrity(self.confinement.box)
+            self._lowered = True
+
+
 def _kinds() -> list[type[Layer]]:
-    kinds: list[type[Layer]] = [Rlimits] if os.name == "posix" else []
+    kinds: list[type[Layer]] = [Rlimits] if os.name == "posix" else [LowIntegrity]
     if sys.platform == "linux":
         kinds += [Namespaces, NoNewPrivileges, Landlock, Seccomp]
     return kinds
-
-
-def _trial(layer: Layer) -> str:
-    """Try a layer in a process that is thrown away: "" where it works, else the reason."""
-
-    def attempt() -> None:
-        layer.on_trial = True
-        layer.enter()
-        layer.lock(1)
-
-    return _reason(attempt)
 
 
 def _reason(attempt: Callable[[], None]) -> str:

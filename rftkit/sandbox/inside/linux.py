@@ -43,12 +43,12 @@ def enter_namespaces(box: Path, remove: bool) -> None:
     first = os.fork()
     if first:
         os.closerange(3, 1 << 16)
-        os.waitpid(first, 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
         if remove:
             with contextlib.suppress(OSError):
                 _call("umount2", bytes(box), 2)
                 box.rmdir()
-        os._exit(0)
+        os._exit(code if code >= 0 else 128 - code)
     die_with_parent()
     _call("mount", b"none", b"/", None, ctypes.c_ulong(_PRIVATE), None)
     _tmpfs(box, _HARDENED, BOX_OPTIONS)
