@@ -6,7 +6,6 @@ to every micro-batch. The trainer knows no more of it than this interface.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -16,7 +15,13 @@ import torch
 from rftkit.config import RunConfig
 from rftkit.errors import UserError
 from rftkit.models import Policy
-from rftkit.objectives import KL_ESTIMATORS, adaptive_beta, aggregate_tokens, k1_penalised_rewards
+from rftkit.objectives import (
+    KL_ESTIMATORS,
+    adaptive_beta,
+    aggregate_tokens,
+    k1_penalised_rewards,
+    sft_loss,
+)
 from rftkit.refiner import REFINERS, OnlineRefiner, Refinement
 from rftkit.rollout import Rollouts
 from rftkit.scoring import pad_rows, score_targets
@@ -111,7 +116,8 @@ class KLConstraint(NoConstraint):
 
     def __init__(self, policy: Policy, config: RunConfig):
         super().__init__(policy, config)
-        self.estimator, _, self.place = config.kl_form.partition("-")
+        kind, _, self.place = config.kl_form.partition("-")
+        self.estimator = next(f for name, f in KL_ESTIMATORS.items() if name == kind)
         self._reference: dict[str, torch.Tensor] | None = None  # an adapter; None = no adapter
 
     def prepare(self, rollouts: Rollouts, seed: int) -> Pull:
@@ -135,7 +141,7 @@ class KLConstraint(NoConstraint):
     def loss(self, part: MicroBatch) -> torch.Tensor | None:
         if self.place != "loss" or part.ref_logp is None:
             return None
-        kl = KL_ESTIMATORS[self.estimator](part.logp, part.ref_logp, part.mask)  # type: ignore[index]
+        kl = self.estimator(part.logp, part.ref_logp, part.mask)
         return self.coef * aggregate_tokens(kl, part.mask, "token", part.total)
 
     def after_step(self, step: int, kl: float | None) -> None:
@@ -199,8 +205,8 @@ class DynamicConstraint(NoConstraint):
     def loss(self, part: MicroBatch) -> torch.Tensor | None:
         if not len(part.sft_logp):
             return None
-        nll = -(part.sft_logp * part.sft_mask).sum(-1)  # [targets]
-        return self.coef * (part.sft_count * nll).sum() / part.sft_total
+        loss = sft_loss(part.sft_logp, part.sft_mask, part.sft_total, part.sft_count)
+        return self.coef * loss
 
 
 class IdentityConstraint(DynamicConstraint):
@@ -221,15 +227,17 @@ class RandomEditConstraint(DynamicConstraint):
     name = refiner_name = "random-edit"
 
 
-_CLASSES: Sequence[Callable[[Policy, RunConfig], NoConstraint]] = (
-    NoConstraint,
-    KLConstraint,
-    DynamicConstraint,
-    IdentityConstraint,
-    FreshConstraint,
-    RandomEditConstraint,
-)
-CONSTRAINTS = {c.name: c for c in _CLASSES}  # type: ignore[attr-defined]
+CONSTRAINTS: dict[str, type[NoConstraint]] = {
+    c.name: c
+    for c in (
+        NoConstraint,
+        KLConstraint,
+        DynamicConstraint,
+        IdentityConstraint,
+        FreshConstraint,
+        RandomEditConstraint,
+    )
+}
 
 
 def make_constraint(policy: Policy, config: RunConfig) -> NoConstraint:

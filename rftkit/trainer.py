@@ -39,7 +39,7 @@ Metrics = dict[str, Any]
 # Every line of metrics.jsonl has these, null where not measured at that step; more may follow.
 KEYS = (
     "step", "coef", "task_reward", "gold_reward", "degenerate", "kl", "edit_ratio", "changed",
-    "strength", "entropy", "length", "grad_norm", "tokens", "seconds",
+    "strength", "pull", "entropy", "length", "grad_norm", "tokens", "seconds",
 )  # fmt: skip
 
 
@@ -121,11 +121,11 @@ class Trainer:
         batch = Batch(rollouts, *self._advantages(rollouts, rewards, pull), pull)
         for group in self.optimiser.param_groups:
             group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
-        strength = None
+        measured: Metrics = {}
         for update in range(config.updates):
             measure = update == 0 and step % config.strength_every == 0
-            sums, strength_now = self._update(batch, measure)
-            strength = strength_now if measure else strength
+            sums, pull_size = self._update(batch, measure)
+            measured |= pull_size
         self.sampler.refresh()
         self.constraint.after_step(
             step, None if kl is None else kl * len(rollouts) / rollouts.tokens
@@ -136,7 +136,7 @@ class Trainer:
             **({} if kl is None else {"kl": kl}),
             "entropy": float(torch.cat(rollouts.entropy).mean()),
             "length": rollouts.tokens / len(rollouts),
-            "strength": strength,
+            **measured,
             **pull.metrics,
             **sums,
             "tokens": rollouts.tokens,
@@ -194,8 +194,8 @@ class Trainer:
         advantages = group_advantages(rewards.view(-1, config.group), config.advantage)
         return advantages.flatten(), counted
 
-    def _update(self, batch: Batch, measure: bool) -> tuple[Metrics, float | None]:
-        """One pass over the batch and one optimiser step; the strength where `measure`."""
+    def _update(self, batch: Batch, measure: bool) -> tuple[Metrics, Metrics]:
+        """One pass over the batch and one optimiser step; strength and pull where `measure`."""
         sums: Metrics = {"policy_loss": 0.0, "constraint_loss": 0.0, "clip_fraction": 0.0}
         parameters = self.policy.parameters()
         pulled = [torch.zeros_like(p) for p in parameters] if measure else []
@@ -210,11 +210,11 @@ class Trainer:
                     pulled = [a + b for a, b in zip(pulled, grads, strict=True)]
                 loss = loss + part.constraint
             loss.backward()
-        strength = _strength(parameters, pulled) if measure else None
+        measured = _strength(parameters, pulled) if measure else {}
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        return sums | {"grad_norm": float(norm)}, strength
+        return sums | {"grad_norm": float(norm)}, measured
 
     # Evaluation and records
 
@@ -306,13 +306,13 @@ class Trainer:
         run.cut(self.done)
 
 
-def _strength(parameters: Sequence[torch.Tensor], pulled: Sequence[torch.Tensor]) -> float:
-    """‖g_constraint‖ / (‖g_constraint‖ + ‖g_policy‖), from the sum that backward left."""
+def _strength(parameters: Sequence[torch.Tensor], pulled: Sequence[torch.Tensor]) -> Metrics:
+    """pull = ‖g_constraint‖; strength = pull / (pull + ‖g_policy‖), from what backward left."""
     norm = torch.nn.utils.get_total_norm
-    constraint = float(norm(pulled))
+    pull = float(norm(pulled))
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     policy = float(norm([g - c for g, c in zip(grads, pulled, strict=True)]))
-    return constraint / (constraint + policy) if constraint + policy else 0.0
+    return {"strength": pull / (pull + policy) if pull + policy else 0.0, "pull": pull}
 
 
 def _kl(rollouts: Rollouts, ref: Sequence[torch.Tensor]) -> float:
