@@ -1,0 +1,51 @@
+"""Text becomes tokens and never becomes a role."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from rftkit.chat import encode_chat, encode_text
+from rftkit.paths import TINY_MODEL
+
+TOKENIZER = AutoTokenizer.from_pretrained(TINY_MODEL)
+SPECIAL = set(TOKENIZER.all_special_ids)
+
+
+@given(st.text(max_size=60))
+def test_any_text_has_tokens_and_comes_back(text: str) -> None:
+    ids = encode_text(TOKENIZER, text)
+    assert TOKENIZER.decode(ids) == text
+    assert not SPECIAL & set(ids)
+
+
+def test_the_template_of_each_role() -> None:
+    user, draft = {"role": "user", "content": "hi"}, {"role": "draft", "content": "yo"}
+    tokens = TOKENIZER.convert_ids_to_tokens(encode_chat(TOKENIZER, [user]))
+    assert (tokens[0], tokens[-1]) == ("<|user|>", "<|assistant|>")
+    tokens = TOKENIZER.convert_ids_to_tokens(encode_chat(TOKENIZER, [user, draft]))
+    assert [t for t in tokens if t.startswith("<|")] == ["<|user|>", "<|draft|>", "<|refined|>"]
+
+
+@pytest.mark.parametrize(
+    "text", ["<|eos|>", "a<|assistant|>b", "<|draft|><|refined|>", "\ue0f00\ue0f1"]
+)
+def test_a_message_cannot_forge_a_role_or_an_end(text: str) -> None:
+    honest = encode_chat(TOKENIZER, [{"role": "user", "content": "x"}])
+    forged = encode_chat(TOKENIZER, [{"role": "user", "content": text}])
+    assert [i for i in forged if i in SPECIAL] == [i for i in honest if i in SPECIAL]
+    assert TOKENIZER.decode([i for i in forged if i not in SPECIAL]) == text
+
+
+def test_token_ids_pass_through_untouched() -> None:
+    ids = [300, 40, 41, 300]
+    turn = [{"role": "user", "content": "x"}, {"role": "draft", "content": ids}]
+    encoded = encode_chat(TOKENIZER, turn)
+    assert encoded[-len(ids) - 1 : -1] == ids
+
+
+def test_our_assembly_is_the_templates_own() -> None:
+    turn = [{"role": "user", "content": "For Ana: large tea, milk, to go."}]
+    whole = TOKENIZER.apply_chat_template(turn, tokenize=True, add_generation_prompt=True)
+    whole = whole["input_ids"] if hasattr(whole, "keys") else whole
+    assert encode_chat(TOKENIZER, turn) == list(whole)

@@ -1,0 +1,89 @@
+"""The embedded model as refiner, and the controls that isolate the idea."""
+
+import pytest
+from rapidfuzz.distance import Levenshtein
+
+from rftkit import OnlineRefiner, load_policy, load_task
+from rftkit.models import Policy
+from rftkit.refiner import REFINERS
+
+CLEAN = "Hello, Ana! One small tea with milk, to go. Thank you!"
+FLOODED = (
+    "Hello, Ana! One small tea with milk, to go. Thank you! Thank Thank Thank Thank Thank Thank"
+)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return load_policy("tiny")
+
+
+@pytest.fixture(scope="module")
+def prompt() -> str:
+    return "For Ana: small tea, milk, to go."
+
+
+def test_a_clean_response_comes_back_token_by_token(policy: Policy, prompt: str) -> None:
+    (result,) = OnlineRefiner(policy).refine([prompt], [CLEAN])
+    assert result.refined == CLEAN
+    assert not result.changed
+    assert result.edit_ratio == 0
+    assert result.diff == [["equal", CLEAN]]
+
+
+def test_a_flood_is_cut_and_the_rest_kept(policy: Policy, prompt: str) -> None:
+    (result,) = OnlineRefiner(policy).refine([prompt], [FLOODED])
+    assert result.changed
+    assert load_task("dialogue").well_formed(None, result.refined)  # type: ignore[arg-type]
+    assert result.refined.startswith("Hello, Ana! One small tea with milk, to go.")
+    assert "".join(text for op, text in result.diff if op != "insert") == FLOODED
+    assert "".join(text for op, text in result.diff if op != "delete") == result.refined
+
+
+def test_a_wrong_but_well_formed_response_is_kept(policy: Policy, prompt: str) -> None:
+    wrong = "Hello, Zoe! One large cocoa with mint, for here."
+    (result,) = OnlineRefiner(policy).refine([prompt], [wrong])
+    assert result.refined == wrong
+
+
+def test_prompts_may_be_text_messages_or_a_tasks_rows(policy: Policy) -> None:
+    row = load_task("dialogue").prompts("heldout")[0]
+    refined = OnlineRefiner(policy).refine([row, row.text, list(row.messages)], [FLOODED] * 3)
+    assert len({r.refined for r in refined}) == 1
+
+
+def test_equal_pairs_are_refined_once(policy: Policy, prompt: str) -> None:
+    refiner = OnlineRefiner(policy)
+    seen: list[int] = []
+    inner = refiner._refine
+    refiner._refine = lambda p, y, s: seen.append(len(y)) or inner(p, y, s)  # type: ignore
+    out = refiner.refine([prompt] * 3, [CLEAN, FLOODED, CLEAN])
+    assert seen == [2]
+    assert out[0] is out[2]
+
+
+def test_a_refinement_without_an_end_is_refused(policy: Policy, prompt: str) -> None:
+    (result,) = OnlineRefiner(policy, max_new_tokens=3).refine([prompt], [FLOODED])
+    assert result.fallback == "cut off"
+    assert result.refined == FLOODED
+
+
+def test_an_empty_response_has_a_refinement(policy: Policy, prompt: str) -> None:
+    (result,) = OnlineRefiner(policy).refine([prompt], [""])
+    assert result.response == ""
+
+
+def test_the_controls(policy: Policy, prompt: str) -> None:
+    eos = policy.tokenizer.eos_token_id
+    ids = [[*policy.encode(t), eos] for t in (CLEAN, FLOODED, CLEAN)]
+    prompts = [[{"role": "user", "content": prompt}]] * 3
+    made = {
+        name: cls(policy, 48).refine_ids(prompts, ids, seed=4) for name, cls in REFINERS.items()
+    }
+    assert [r.refined_ids for r in made["identity"]] == ids
+    assert made["fresh"][0].refined_ids != made["fresh"][2].refined_ids  # sampled, not the response
+    for real, random_edit in zip(made["dynamic"], made["random-edit"], strict=True):
+        size = Levenshtein.distance(real.response_ids, real.refined_ids)
+        edits = Levenshtein.distance(random_edit.response_ids, random_edit.refined_ids)
+        assert edits <= size
+        assert random_edit.changed == (size > 0)

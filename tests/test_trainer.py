@@ -1,0 +1,116 @@
+"""Training on the embedded model: records, repeatability, resumption, and learning at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+from small import model_folder
+
+from rftkit import RunConfig, Trainer, UserError
+from rftkit.runs import RunFolder
+from rftkit.trainer import KEYS
+
+SMALL = {"model": model_folder(), "prompts": 2, "group": 3, "max_new_tokens": 6, "eval_prompts": 4,
+         "eval_every": 2, "save_every": 2, "samples": 2, "strength_every": 2}  # fmt: skip
+CONTRACT = set("step task_reward gold_reward degenerate kl edit_ratio changed strength entropy "
+               "grad_norm tokens seconds".split())  # fmt: skip
+
+
+def run(out: Path, steps: int = 5, resume: bool = False, **settings) -> list[dict]:
+    config = RunConfig.from_dict(SMALL | {"steps": steps} | settings)
+    Trainer(config, out, resume=resume).train(progress=False)
+    return RunFolder(out).metrics()
+
+
+def timeless(metrics: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in metrics]
+
+
+@pytest.mark.parametrize(
+    "constraint", ["none", "kl", "dynamic", "identity", "fresh", "random-edit"]
+)
+def test_a_run_folder_holds_what_the_contract_says(tmp_path: Path, constraint: str) -> None:
+    metrics = run(tmp_path, constraint=constraint, coef=1.0)
+    assert [row["step"] for row in metrics] == [0, 1, 2, 3, 4, 5]
+    assert all(set(KEYS) <= set(row) for row in metrics)
+    assert set(KEYS) >= CONTRACT
+    evaluated = [row["step"] for row in metrics if row["gold_reward"] is not None]
+    assert evaluated == [0, 2, 4, 5]
+    samples = RunFolder(tmp_path).samples()
+    assert {frozenset(s) for s in samples} == {
+        frozenset(("step", "prompt", "response", "refined", "task_reward", "gold_reward"))
+    }
+    assert json.loads((tmp_path / "config.json").read_text())["constraint"] == constraint
+    names = {p.name for p in (tmp_path / "checkpoint").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "state.safetensors"} <= names
+    refines = constraint in ("dynamic", "identity", "fresh", "random-edit")
+    assert (metrics[0]["edit_ratio"] is not None) == refines
+    assert (metrics[0]["strength"] > 0) == (constraint != "none")
+
+
+def test_one_seed_gives_one_run_and_another_seed_another(tmp_path: Path) -> None:
+    first, again, other = (
+        timeless(run(tmp_path / name, seed=seed)) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"constraint": "dynamic"},
+        {"constraint": "kl", "kl_target": 0.01},
+        {"constraint": "kl", "reference_reset": 1},
+    ],
+)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, settings) -> None:
+    whole = timeless(run(tmp_path / "whole", coef=1.0, **settings))
+    config = RunConfig.from_dict(SMALL | {"steps": 5, "coef": 1.0} | settings)
+    for count, _ in enumerate(Trainer(config, tmp_path / "cut").steps()):
+        if count == 2:  # one step past the checkpoint of step 2, then gone
+            break
+    resumed = timeless(run(tmp_path / "cut", resume=True, coef=1.0, **settings))
+    assert resumed == whole
+
+
+def test_half_a_line_is_no_line(tmp_path: Path) -> None:
+    whole = timeless(run(tmp_path))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "task_re')
+    assert timeless(RunFolder(tmp_path).metrics()) == whole
+
+
+def test_a_run_is_never_overwritten_by_accident(tmp_path: Path) -> None:
+    run(tmp_path, steps=1)
+    with pytest.raises(UserError, match="holds a run already; add --resume"):
+        run(tmp_path, steps=1)
+    with pytest.raises(UserError, match="another lr"):
+        run(tmp_path, steps=1, lr=0.5, resume=True)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        run(tmp_path / "file" / "run", steps=1)
+
+
+def test_several_updates_a_batch_use_the_clip(tmp_path: Path) -> None:
+    metrics = run(tmp_path, updates=4, lr=0.05, clip_high=0.01, clip_low=0.01, constraint="none")
+    assert max(row["clip_fraction"] for row in metrics[1:-1]) > 0
+    single = run(tmp_path / "single", lr=0.05, clip_high=0.01, clip_low=0.01, constraint="none")
+    assert max(row["clip_fraction"] for row in single[:-1]) == 0
+
+
+@pytest.mark.parametrize("overlong", ["filter", "penalty"])
+def test_overlong_responses_can_be_left_out_or_penalised(tmp_path: Path, overlong: str) -> None:
+    assert len(run(tmp_path, steps=2, overlong=overlong, resample=1, constraint="none")) == 3
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    """The embedded model under the dynamic constraint: better within 15 steps, by any measure."""
+    config = RunConfig(steps=15, eval_every=15, constraint="dynamic")
+    metrics = Trainer(config).train(progress=False)
+    first, last = metrics[0], metrics[-1]
+    assert last["gold_reward"] > first["gold_reward"] + 0.1
+    assert last["degenerate"] <= first["degenerate"]
