@@ -39,13 +39,13 @@ def map_of(prompt: Prompt) -> Rows:
 
 @lru_cache(maxsize=4096)
 def _checked(rows: Rows) -> Rows:
-    sides = {len(rows), *(len(row) for row in rows[:1])}
-    if not sides <= set(range(2, 9)):
-        raise UserError(f"field 'map' has {len(rows)} rows; a map is 2x2 to 8x8 cells")
+    height, width = len(rows), len(rows[0]) if rows else 0
+    if not (2 <= height <= 8 and 2 <= width <= 8):
+        raise UserError(f"field 'map' has {height} rows of {width} cells; use 2x2 to 8x8 cells")
     for n, row in enumerate(rows, 1):
-        if len(row) != len(rows[0]):
+        if len(row) != width:
             raise UserError(
-                f"field 'map': row {n} has {len(row)} cells and row 1 has {len(rows[0])}; "
+                f"field 'map': row {n} has {len(row)} cells and row 1 has {width}; "
                 "make all rows equally long"
             )
         for cell in row:
