@@ -89,4 +89,5 @@ def _bubblewrap(box: Path) -> list[str]:
     for packages in library.glob("*-packages"):
         prefix += ["--tmpfs", str(packages)]
     prefix += ["--ro-bind", str(_HERE / "inside"), str(_HERE / "inside")]
-    return [*prefix, "--tmpfs", str(box), "--chdir", str(box), "--"]
+    prefix += ["--remount-ro", "/dev", "--tmpfs", str(box), "--remount-ro", "/"]
+    return [*prefix, "--chdir", str(box), "--"]

@@ -6,6 +6,7 @@ it came about.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import socket
 import subprocess
@@ -55,22 +56,33 @@ def _reads(pool: Pool) -> bool:
 
 def _writes(pool: Pool) -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, "target")
-        _yields(pool, f"def harm(): open({str(target)!r}, 'w').close()", None)
-        return target.exists()
+        new, old = Path(folder, "new"), Path(folder, "old")
+        old.touch(mode=0o600)
+        _yields(pool, f"def harm(): open({str(new)!r}, 'w').close()", None)
+        _yields(pool, f"import os\ndef harm(): os.chmod({str(old)!r}, 0o444)", None)
+        return new.exists() or old.stat().st_mode & 0o777 == 0o444
 
 
 def _connects(pool: Pool) -> bool:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0)
-        address = server.getsockname()
-        code = f"def harm():\n import socket\n socket.create_connection({address!r}, 1).close()"
-        _yields(pool, code, None)
-        try:
-            server.accept()[0].close()
-        except BlockingIOError:
-            return False
-        return True
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0)))]
+        if hasattr(socket, "AF_UNIX"):
+            servers.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+            servers[1].bind(f"{folder}/s")
+            servers[1].listen()
+        for server in servers:
+            code = f"s = socket.socket({int(server.family)})\n s.connect({server.getsockname()!r})"
+            _yields(pool, f"import socket\ndef harm():\n {code}", None)
+        return any(_was_reached(server) for server in servers)
+
+
+def _was_reached(server: socket.socket) -> bool:
+    server.setblocking(False)
+    try:
+        server.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _starts_processes(pool: Pool) -> bool:

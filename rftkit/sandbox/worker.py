@@ -170,7 +170,11 @@ class SingleWorker(Worker):
             raise WorkerError(f"no job object for a sandbox worker ({error})") from None
         if config.wanted is None:
             assert self._process.stdout
-            hello = json.loads(self._process.stdout.readline())  # no program has run yet
+            line = self._process.stdout.readline()  # no program has run yet
+            if not line:
+                self._stop()
+                raise WorkerError("a sandbox worker could not confine itself")
+            hello = json.loads(line)
             self.in_force, self.absent = tuple(hello["in_force"]), hello["absent"]
 
     def run(self, request: dict[str, Any], timeout: float) -> Outcome:
