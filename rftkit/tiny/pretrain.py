@@ -35,10 +35,11 @@ class PretrainConfig:
 
     tasks: tuple[str, ...] = ("dialogue", "code", "game")
     seed: int = 0
-    steps: int = 2400
+    steps: int = 2600
     batch: int = 96  # examples a step
     micro_batches: int = 4  # sorted by length, so that little is padding
-    lr: float = 3e-3  # peak; linear warm-up, then cosine to a tenth
+    lr: float = 3e-3  # peak of AdamW; linear warm-up, then cosine to a tenth
+    muon_lr: float = 1e-2  # peak of Muon
     warmup: int = 100
     weight_decay: float = 0.1
     vocab_size: int = 1024
@@ -61,21 +62,22 @@ def pretrain(config: PretrainConfig, out: Path, progress: bool = True) -> Path:
     tokenizer = _tokenizer(config, tasks, out / "tokenizer")
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(_llama(config, tokenizer))
-    optimiser = _optimiser(model, config)
-    done = _resume(out / "checkpoint", model, optimiser)
+    optimisers = _optimisers(model, config)
+    done = _resume(out / "checkpoint", model, optimisers)
     bar = tqdm(
         range(done, config.steps), "pretrain", config.steps, initial=done, disable=not progress
     )
     for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = config.lr * _schedule(step, config)
+        for optimiser, peak in zip(optimisers, (config.muon_lr, config.lr), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = peak * _schedule(step, config)
         examples = batch(tasks, config.batch, config.seed, step)
-        loss = _update(model, tokenizer, optimiser, examples, config.micro_batches)
+        loss = _update(model, tokenizer, optimisers, examples, config.micro_batches)
         bar.set_postfix(loss=f"{loss:.3f}")
         if not math.isfinite(loss):
             raise UserError(f"pre-training diverged at step {step}: lower lr (now {config.lr})")
         if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
-            _save(out / "checkpoint", model, optimiser, step + 1)
+            _save(out / "checkpoint", model, optimisers, step + 1)
     replace_folder(out / "model", lambda folder: _export(folder, model, tokenizer, config))
     return out / "model"
 
@@ -115,7 +117,7 @@ def example_ids(tokenizer: Any, example: Example) -> tuple[list[int], list[int]]
 def _update(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     examples: Sequence[Example],
     micro_batches: int,
 ) -> float:
@@ -138,8 +140,9 @@ def _update(
         loss.backward()
         losses += loss.item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
-    optimiser.zero_grad()
+    for optimiser in optimisers:
+        optimiser.step()
+        optimiser.zero_grad()
     return losses
 
 
@@ -159,14 +162,15 @@ def _llama(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaC
     )
 
 
-def _optimiser(model: LlamaForCausalLM, config: PretrainConfig) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    norms = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": norms, "weight_decay": 0.0},
+def _optimisers(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices (Jordan et al., 2024), AdamW for embeddings and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    decay = config.weight_decay
+    return [
+        torch.optim.Muon(matrices, config.muon_lr, decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, config.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
 
 
 def _schedule(step: int, config: PretrainConfig) -> float:
@@ -200,22 +204,29 @@ def _tokenizer(
 
 
 def _save(
-    folder: Path, model: LlamaForCausalLM, optimiser: torch.optim.Optimizer, step: int
+    folder: Path,
+    model: LlamaForCausalLM,
+    optimisers: Sequence[torch.optim.Optimizer],
+    step: int,
 ) -> None:
     def write(new: Path) -> None:
         model.save_pretrained(new)
-        save_state(new / "state.safetensors", optimiser, {"step": torch.tensor(step)})
+        for i, optimiser in enumerate(optimisers):
+            save_state(new / f"state{i}.safetensors", optimiser, {"step": torch.tensor(step)})
 
     replace_folder(folder, write)
 
 
-def _resume(folder: Path, model: LlamaForCausalLM, optimiser: torch.optim.Optimizer) -> int:
-    """Load the last checkpoint into model and optimiser; return the steps already done."""
+def _resume(
+    folder: Path, model: LlamaForCausalLM, optimisers: Sequence[torch.optim.Optimizer]
+) -> int:
+    """Load the last checkpoint into model and optimisers; return the steps already done."""
     found = find_folder(folder)
     if found is None:
         return 0
     model.load_state_dict(LlamaForCausalLM.from_pretrained(found).state_dict())
-    return int(load_state(found / "state.safetensors", optimiser)["step"])
+    extra = [load_state(found / f"state{i}.safetensors", o) for i, o in enumerate(optimisers)]
+    return int(extra[0]["step"])
 
 
 def _export(
