@@ -154,8 +154,9 @@ class Campaign:
 
 
 @pytest.fixture(scope="module")
-def folders() -> Iterator[tuple[Path, Path]]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     """One folder for the world, one that holds nothing but the sandbox's temp folders."""
+    tmp_path_factory.getbasetemp()  # pytest's own stays where it always is
     former = tempfile.tempdir
     with tempfile.TemporaryDirectory() as world, tempfile.TemporaryDirectory() as temp:
         tempfile.tempdir = str(Path(temp).resolve())

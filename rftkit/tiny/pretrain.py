@@ -35,7 +35,7 @@ class PretrainConfig:
 
     tasks: tuple[str, ...] = ("dialogue", "code", "game")
     seed: int = 0
-    steps: int = 2600
+    steps: int = 2000
     batch: int = 96  # examples a step
     micro_batches: int = 4  # sorted by length, so that little is padding
     lr: float = 3e-3  # peak of AdamW; linear warm-up, then cosine to a tenth
