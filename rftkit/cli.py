@@ -69,6 +69,17 @@ def _parser() -> _Parser:
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
     _settings(train)
 
+    sweep = _command(
+        commands, "sweep", _sweep, "try coefficients on tuning seeds and name the best",
+        "rftkit sweep --task dialogue --constraint kl --coefs 0.1,0.3,1 --out out/sweep",
+    )  # fmt: skip
+    sweep.add_argument("--coefs", type=_decimals, default=(), help="comma-separated; a default set")
+    sweep.add_argument("--seeds", type=_numbers, default=(100, 101), help="default 100,101")
+    sweep.add_argument("--workers", type=int, default=0, help="runs at a time; 0 = one a core")
+    sweep.add_argument("--out", type=Path, required=True, help="folder for the results")
+    _settings(sweep, leave_out=("seed", "coef"))
+    _json(sweep)
+
     refine = _command(
         commands, "refine", _refine, "refine one response and show the difference",
         'rftkit refine --task dialogue --prompt "For Ana: small tea, milk, to go." '
@@ -122,6 +133,19 @@ def _train(arguments: Arguments) -> None:
     from rftkit.trainer import Trainer
 
     Trainer(_config(arguments), arguments.out, resume=arguments.resume).train()
+
+
+def _sweep(arguments: Arguments) -> None:
+    from rftkit.sweep import sweep, table
+
+    found = sweep(
+        _config(arguments),
+        arguments.coefs,
+        arguments.seeds,
+        out=arguments.out,
+        workers=arguments.workers,
+    )
+    print(json.dumps(found) if arguments.json else table(found))
 
 
 def _refine(arguments: Arguments) -> None:
@@ -225,6 +249,13 @@ def _names(text: str) -> tuple[str, ...]:
             f"{', '.join(unknown) or text!r} is unknown; choose of {', '.join(CONSTRAINTS)}"
         )
     return names
+
+
+def _decimals(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers separated by commas") from None
 
 
 def _numbers(text: str) -> tuple[int, ...]:

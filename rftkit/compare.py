@@ -61,11 +61,7 @@ def compare(
     folders: dict[tuple[str, int], Path] = {
         (c.constraint, c.seed): out / f"{c.constraint}-seed{c.seed}" for c in configs
     }
-    jobs = [(c, folders[c.constraint, c.seed]) for c in configs]
-    for c, folder in jobs:  # settle every folder first: a clash is told before any work is done
-        RunFolder.create(folder, c, resume=True)
-    todo = [(c, folder) for c, folder in jobs if not _finished(folder, c.steps)]
-    _run_all(todo, workers or _default_workers(base.device, len(todo)), progress)
+    run_all([(c, folders[c.constraint, c.seed]) for c in configs], workers, progress)
     order = list(dict.fromkeys(constraints))
     runs = {
         name: [RunFolder(folders[name, seed]) for seed in dict.fromkeys(seeds)] for name in order
@@ -142,9 +138,16 @@ def run_one(config: RunConfig, out: Path, threads: int = 0) -> None:
     Trainer(config, out, resume=True).train(progress=False)
 
 
-def _run_all(jobs: Sequence[tuple[RunConfig, Path]], workers: int, progress: bool) -> None:
+def run_all(
+    jobs: Sequence[tuple[RunConfig, Path]], workers: int = 0, progress: bool = True
+) -> None:
+    """Train each (config, run folder), several at a time; finished runs are kept."""
+    for c, folder in jobs:  # settle every folder first: a clash is told before any work is done
+        RunFolder.create(folder, c, resume=True)
+    jobs = [(c, folder) for c, folder in jobs if not _finished(folder, c.steps)]
     if not jobs:
         return
+    workers = workers or _default_workers(jobs[0][0].device, len(jobs))
     steps = [c.steps for c, _ in jobs]
     context = multiprocessing.get_context("spawn")  # the one way that works on every system
     with (

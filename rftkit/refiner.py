@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rapidfuzz.distance import Levenshtein
 
+from rftkit.decoding import verify_decode
 from rftkit.diff import text_diff
 from rftkit.metrics import edit_ratio
 from rftkit.models import Policy
@@ -28,6 +29,7 @@ class Refinement:
     """One response and its refined version; ids include EOS where there is one.
 
     fallback says why the refiner's text was refused and the response kept ("" = it was not).
+    rounds counts the forward passes that it took, 0 for a control that takes none.
     """
 
     response_ids: list[int]
@@ -36,6 +38,7 @@ class Refinement:
     refined: str
     diff: list[list[str]]
     fallback: str = ""
+    rounds: int = 0
 
     @property
     def changed(self) -> bool:
@@ -93,16 +96,17 @@ class OnlineRefiner:
     ) -> list[Refinement]:
         contexts = [self.context(p, y) for p, y in zip(prompts, responses, strict=True)]
         with self.policy.reference():
-            out = generate(
+            out = verify_decode(
                 self.policy.model,
                 contexts,
+                responses,  # its own draft: an unchanged response costs one forward pass
                 max_new_tokens=self.max_new_tokens,
                 eos_ids=self.policy.eos_ids,
                 pad_id=self.policy.pad_id,
-                temperature=0.0,
             )
-        self.passes += max(map(len, out.ids))
-        return [self._guard(y, z) for y, z in zip(responses, out.ids, strict=True)]
+        self.passes += out.passes
+        rows = zip(responses, out.ids, out.rounds, strict=True)
+        return [self._guard(y, z, rounds) for y, z, rounds in rows]
 
     def context(self, messages: Messages, response: Sequence[int]) -> list[int]:
         """Ids of the refiner's prompt, up to where the refined response begins."""
@@ -112,16 +116,18 @@ class OnlineRefiner:
         draft: list[dict[str, Any]] = [*messages, {"role": "draft", "content": ids}]
         return self.policy.encode_chat(draft)
 
-    def _guard(self, response: list[int], refined: list[int]) -> Refinement:
+    def _guard(self, response: list[int], refined: list[int], rounds: int) -> Refinement:
         if refined[-1] not in self.policy.eos_ids:
-            return self._refinement(response, response, "cut off")
-        return self._refinement(response, refined)
+            return self._refinement(response, response, rounds, "cut off")
+        return self._refinement(response, refined, rounds)
 
-    def _refinement(self, response: list[int], refined: list[int], why: str = "") -> Refinement:
+    def _refinement(
+        self, response: list[int], refined: list[int], rounds: int = 0, why: str = ""
+    ) -> Refinement:
         decode = self.policy.decode
         pieces = [[self.policy.tokenizer.decode([i]) for i in ids] for ids in (response, refined)]
         return Refinement(
-            response, refined, decode(response), decode(refined), text_diff(*pieces), why
+            response, refined, decode(response), decode(refined), text_diff(*pieces), why, rounds
         )
 
 
@@ -160,7 +166,8 @@ class FreshRefiner(OnlineRefiner):
                 generator=torch.Generator(device).manual_seed(seed),
             )
         self.passes += max(map(len, out.ids))
-        return [self._guard(y, z) for y, z in zip(responses, out.ids, strict=True)]
+        pairs = zip(responses, out.ids, strict=True)
+        return [self._guard(y, z, len(z)) for y, z in pairs]
 
 
 class RandomEditRefiner(OnlineRefiner):

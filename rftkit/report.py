@@ -1,0 +1,59 @@
+"""README's tables, from the recorded runs in data/runs: `python -m rftkit.report` rewrites them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from rftkit.paths import DATA
+from rftkit.plots import LABELS
+
+_BLOCK = re.compile(r"(<!-- results: (?P<task>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """One summary as a Markdown table; means over seeds, with the lowest and highest seed."""
+    seeds = len(summary["seeds"])
+    lines = [
+        "| constraint | gold reward at the end | best on the way | degenerate | KL (nats) | s/step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, method in summary["methods"].items():
+        gold = method["gold_reward"]
+        spread = f" ({min(gold['per_seed']):.2f} to {max(gold['per_seed']):.2f})" if seeds > 1 else ""
+        lines.append(
+            f"| {_name(name, method['coef'])} | {gold['mean']:.2f}{spread} "
+            f"| {method['best_gold_reward']['mean']:.2f} | {method['degenerate']['mean']:.1%} "
+            f"| {method['kl']['mean']:.1f} | {method['seconds_per_step']:.2f} |"
+        )
+    start = summary["methods"]["none"]["start_gold_reward"]
+    lines.append("")
+    lines.append(
+        f"Gold maximum {summary['gold_max']:g}, start {start:.2f}; {summary['steps']} steps, "
+        f"{seeds} seed{'s' if seeds > 1 else ''}; on held-out prompts."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def fill(text: str) -> str:
+    """`text` with every results block rewritten from data/runs/<task>/summary.json."""
+
+    def block(found: re.Match[str]) -> str:
+        place = DATA / "runs" / found["task"] / "summary.json"
+        return found[1] + markdown(json.loads(place.read_text(encoding="utf-8"))) + found[3]
+
+    return _BLOCK.sub(block, text)
+
+
+def _name(name: str, coef: float) -> str:
+    label = LABELS.get(name, name)
+    if name == "none":
+        return label
+    return f"{label}, {'β' if name == 'kl' else 'λ'} = {coef:g}"
+
+
+if __name__ == "__main__":
+    readme = Path("README.md")
+    readme.write_text(fill(readme.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
