@@ -93,6 +93,7 @@ def summarise(
             "best_gold_reward": _spread(
                 [max(r["gold_reward"] for r in m if r["gold_reward"] is not None) for m in metrics]
             ),
+            "start_gold_reward": fmean(m[0]["gold_reward"] for m in metrics),
             "edit_ratio": [_ends(m, "edit_ratio") for m in metrics],
             "tokens": fmean(sum(row["tokens"] for row in m[:-1]) for m in metrics),
             "seconds_per_step": fmean(seconds) if seconds else None,

@@ -9,11 +9,13 @@ under the attention mask. An unchanged draft costs one pass; else passes grow wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -22,6 +24,7 @@ from rftkit.rollout import generate, left_pad
 FIRST_WINDOW = 1 << 30  # draft tokens a row feeds to begin with: all it has
 SMALL_WINDOW = 2  # after a rejection; doubles while all is accepted
 CHEAP_TOKENS = 32  # a pass over fewer tokens costs about the same
+CPU_PART, GPU_PART = 1024, 8192  # tokens at once in the first pass, padding included
 SPARSE = 1.25  # cache slots per token in use, above which the holes are squeezed out
 
 
@@ -30,7 +33,7 @@ class Verified:
     """What greedy decoding writes for each row, and what it cost.
 
     accepted: for each token of `ids`, True where it was the next one of the draft, False where the
-    model corrected it. passes: forward passes of the batch. rounds: passes each row took part in.
+    model corrected it. rounds: passes each row took part in; passes: the most of any row.
     """
 
     ids: list[list[int]]
@@ -48,46 +51,31 @@ def verify_decode(
     max_new_tokens: int | Sequence[int],
     eos_ids: frozenset[int],
     pad_id: int,
+    groups: Sequence[int] = (),
 ) -> Verified:
     """Continue each context greedily until EOS or `max_new_tokens` (one number, or one a row).
 
     drafts: guesses of the continuations, with EOS where they have one; of any length, also empty.
     They change the cost, never the result: `generate` at temperature 0 returns the same ids. That
     holds for exact arithmetic; kernels of low precision may break near-ties the other way when they
-    see many tokens at once. The first pass holds logits of [rows, longest draft + 1, vocabulary].
+    see many tokens at once.
+    groups: sizes of the runs of rows that share a prompt; what the contexts of a run have in common
+    is read once, in one more pass that `passes` does not count.
     Where holes are no option (sliding windows, recurrent layers) the model is decoded plainly.
     """
     limits = max_new_tokens
     limits = [limits] * len(contexts) if isinstance(limits, int) else list(limits)
-    cache = DynamicCache(config=net.config)
-    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=net.config).layers):
         return _plain(net, contexts, limits, eos_ids, pad_id)
     rows = [
         _Row(list(context), list(draft), limit, eos_ids)
         for context, draft, limit in zip(contexts, drafts, limits, strict=True)
     ]
-    device = next(net.parameters()).device
-    mask = torch.zeros(len(rows), 0, dtype=torch.long, device=device)  # [alive, slots in the cache]
-    alive, passes = rows, 0
-    while alive:
+    batches, passes = _read_prompts(net, rows, groups, pad_id).parts(), 0
+    while batches:
         passes += 1
-        # One width for all: a shorter row would be padded to it.
-        width = max(CHEAP_TOKENS // len(alive), sum(row.reach for row in alive) // len(alive))
-        windows = [row.window(width) for row in alive]
-        feeds = [row.pending + window for row, window in zip(alive, windows, strict=True)]
-        keep = 1 + max(map(len, windows))  # the last pending token predicts the window's first
-        greedy, mask = _greedy(net, feeds, cache, mask, keep, pad_id)
-        rejected = [
-            row.accept(window, line[-1 - len(window) :])
-            for row, window, line in zip(alive, windows, greedy, strict=True)
-        ]
-        mask = _hide(mask, rejected)
-        going = [i for i, row in enumerate(alive) if not row.done]
-        if 0 < len(going) < len(alive):
-            mask = _select(cache, mask, going)
-        alive = [alive[i] for i in going]
-        if alive and mask.shape[1] > SPARSE * int(mask.sum(1).max()):
-            mask = _squeeze(cache, mask)
+        going = [rest for rest in (batch.advance() for batch in batches) if rest.rows]
+        batches = [_join(going)] if going else []
     return Verified(
         [row.ids for row in rows],
         [row.accepted for row in rows],
@@ -169,45 +157,121 @@ def realign(
     return best
 
 
-def _greedy(
-    net: Any, feeds: list[list[int]], cache: Any, mask: torch.Tensor, keep: int, pad_id: int
-) -> tuple[list[list[int]], torch.Tensor]:
-    """One pass: the model's next token at the last `keep` tokens fed, and the longer mask."""
-    ids, visible = left_pad(feeds, pad_id, mask.device)
-    mask = torch.cat([mask, visible], 1)
-    # Causal order is slot order, holes or not; a token's position counts the visible slots before.
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    out = net(
-        ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        logits_to_keep=keep,
+@dataclass
+class _Batch:
+    """Rows that go through the model together, their KV cache, and its mask [rows, slots]."""
+
+    net: Any
+    pad_id: int
+    rows: list[_Row]
+    cache: DynamicCache
+    mask: torch.Tensor
+
+    def parts(self) -> list[_Batch]:
+        """Split by length: little padding, and logits of few tokens at once."""
+        most = CPU_PART if self.mask.device.type == "cpu" else GPU_PART
+        lengths = [len(row.pending) + len(row.window(row.reach)) for row in self.rows]
+        parts: list[list[int]] = []
+        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if not parts or (len(parts[-1]) + 1) * lengths[i] > most:
+                parts.append([])
+            parts[-1].append(i)
+        return [self.select(part, [self.rows[i] for i in part]) for part in parts]
+
+    def advance(self) -> _Batch:
+        """One round of every row in one pass; returns the batch of those that go on."""
+        count = len(self.rows)
+        # One width for all: a shorter row would be padded to it.
+        width = max(CHEAP_TOKENS // count, sum(row.reach for row in self.rows) // count)
+        windows = [row.window(width) for row in self.rows]
+        feeds = [row.pending + window for row, window in zip(self.rows, windows, strict=True)]
+        # 1 more, for the last pending token predicts the first of the window.
+        greedy = self.feed(feeds, 1 + max(map(len, windows))).argmax(-1).tolist()
+        rejected = [
+            row.accept(window, line[-1 - len(window) :])
+            for row, window, line in zip(self.rows, windows, greedy, strict=True)
+        ]
+        from_end = torch.arange(self.mask.shape[1], 0, -1, device=self.mask.device)
+        self.mask *= from_end > torch.tensor(rejected, device=self.mask.device)[:, None]
+        going = [i for i, row in enumerate(self.rows) if not row.done]
+        rest = self if len(going) == count else self.select(going, [self.rows[i] for i in going])
+        return rest.squeezed() if going else rest
+
+    def feed(self, feeds: list[list[int]], keep: int) -> torch.Tensor:
+        """Append tokens to each line; logits of the last `keep`, [rows, keep, vocabulary]."""
+        ids, visible = left_pad(feeds, self.pad_id, self.mask.device)
+        self.mask = torch.cat([self.mask, visible], 1)
+        # Causal order is slot order, holes or not; a position counts the visible slots before it.
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        logits: torch.Tensor = self.net(
+            ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            logits_to_keep=keep,
+        ).logits
+        return logits
+
+    def select(self, lines: Sequence[int], rows: list[_Row]) -> _Batch:
+        """`rows` with copies of these lines of the cache; a line may come repeatedly."""
+        index = torch.tensor(lines, dtype=torch.long, device=self.mask.device)
+        cache = _map(lambda x: x.index_select(0, index), self.cache)
+        return _Batch(self.net, self.pad_id, rows, cache, self.mask[index])
+
+    def squeezed(self) -> _Batch:
+        """Without the holes, where they are many; each row's tokens stay in order."""
+        longest = int(self.mask.sum(1).max())
+        if self.mask.shape[1] <= SPARSE * longest:
+            return self
+        slots = self.mask.argsort(dim=1, stable=True)[:, -longest:]  # holes first: cut off
+        lines = torch.arange(len(slots), device=slots.device)[:, None]
+        cache = _map(lambda x: x.transpose(1, 2)[lines, slots].transpose(1, 2), self.cache)
+        return _Batch(self.net, self.pad_id, self.rows, cache, self.mask.gather(1, slots))
+
+
+def _read_prompts(net: Any, rows: list[_Row], groups: Sequence[int], pad_id: int) -> _Batch:
+    """The batch of all rows; in its cache what the contexts of each group begin with alike."""
+    device = next(net.parameters()).device
+    batch = _Batch(
+        net, pad_id, rows, DynamicCache(), torch.zeros(len(rows), 0, device=device).long()
     )
-    return out.logits.argmax(-1).tolist(), mask
+    if max(groups, default=1) == 1:
+        return batch
+    line = [i for i, size in enumerate(groups) for _ in range(size)]  # which group a row is of
+    contexts = [
+        [row.pending[:-1] for row, g in zip(rows, line, strict=True) if g == i]
+        for i in range(len(groups))
+    ]
+    # A single row gains nothing here, and something must stay pending: it predicts.
+    heads = [commonprefix(c) if len(c) > 1 else [] for c in contexts]
+    for row, g in zip(rows, line, strict=True):
+        row.pending = row.pending[len(heads[g]) :]
+    first = batch.select(range(len(groups)), [])
+    first.feed(heads, 1)
+    return first.select(line, rows)
 
 
-def _hide(mask: torch.Tensor, newest: list[int]) -> torch.Tensor:
-    """Mask the `newest[i]` last slots of each row i."""
-    from_end = torch.arange(mask.shape[1], 0, -1, device=mask.device)
-    return mask * (from_end > torch.tensor(newest, device=mask.device)[:, None])
+def _join(batches: Sequence[_Batch]) -> _Batch:
+    """One batch of several, the shorter caches padded on the left."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    longest = max(batch.mask.shape[1] for batch in batches)
+    cache = _map(
+        lambda *parts: torch.cat([pad(x, (0, 0, longest - x.shape[2], 0)) for x in parts]),
+        *(batch.cache for batch in batches),
+    )
+    mask = torch.cat([pad(b.mask, (longest - b.mask.shape[1], 0)) for b in batches])
+    return _Batch(first.net, first.pad_id, [row for b in batches for row in b.rows], cache, mask)
 
 
-def _select(cache: Any, mask: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """Drop all but these rows from the cache; return their mask."""
-    chosen = torch.tensor(rows, device=mask.device)
-    cache.batch_select_indices(chosen)
-    return mask[chosen]
-
-
-def _squeeze(cache: Any, mask: torch.Tensor) -> torch.Tensor:
-    """Drop holes from the cache, each row's tokens staying in order; return the new mask."""
-    longest = int(mask.sum(1).max())
-    slots = mask.argsort(dim=1, stable=True)[:, -longest:]  # holes first, so they are cut off
-    for layer in cache.layers:
-        layer.keys = layer.keys.take_along_dim(slots[:, None, :, None], dim=2)
-        layer.values = layer.values.take_along_dim(slots[:, None, :, None], dim=2)
-    return mask.gather(1, slots)
+def _map(change: Callable[..., torch.Tensor], *caches: DynamicCache) -> DynamicCache:
+    """The cache with change(keys of each) and change(values of each); [rows, heads, slots, size]."""
+    changed = DynamicCache()
+    for i, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        keys = change(*(layer.keys for layer in layers))
+        changed.update(keys, change(*(layer.values for layer in layers)), i)
+    return changed
 
 
 def _plain(

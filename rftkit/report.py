@@ -22,7 +22,9 @@ def markdown(summary: dict[str, Any]) -> str:
     ]
     for name, method in summary["methods"].items():
         gold = method["gold_reward"]
-        spread = f" ({min(gold['per_seed']):.2f} to {max(gold['per_seed']):.2f})" if seeds > 1 else ""
+        spread = (
+            f" ({min(gold['per_seed']):.2f} to {max(gold['per_seed']):.2f})" if seeds > 1 else ""
+        )
         lines.append(
             f"| {_name(name, method['coef'])} | {gold['mean']:.2f}{spread} "
             f"| {method['best_gold_reward']['mean']:.2f} | {method['degenerate']['mean']:.1%} "

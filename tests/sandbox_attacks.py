@@ -246,7 +246,8 @@ sys.stdout = sys.stderr = None
         raise Nasty""",
 }
 
-# What each group would achieve, as `layers()` calls it; None: stopped on every system.
+# What each group would achieve, as `layers()` calls it, or the layer that has to stop it; None:
+# stopped on every system.
 GROUPS: dict[str, tuple[str | None, dict[str, str]]] = {
     "read": ("reading files outside", READS),
     "write": ("changing files outside", WRITES),
@@ -254,7 +255,7 @@ GROUPS: dict[str, tuple[str | None, dict[str, str]]] = {
     "processes": ("starting processes", PROCESSES),
     "signals": ("signals to other processes", SIGNALS),
     "gadgets": ("reading files outside", GADGETS),
-    "escalate": ("starting processes", ESCALATIONS),
+    "escalate": ("seccomp", ESCALATIONS),
     "memory": ("over 256 MB of memory", MEMORY),
     "disk": ("filling the disk", DISK),
     "loop": (None, LOOPS),

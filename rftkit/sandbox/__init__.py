@@ -20,7 +20,6 @@ Not covered anywhere: names and sizes of files, CPU use up to the time limit, er
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -144,9 +143,10 @@ def run_tests(code: str, tests: Sequence[dict[str, Any]], timeout: float = TIMEO
     tests: `[{"call": "f(1, 2)", "expect": "3"}, …]`, expectations being Python literals. A test
     passes where the returned value equals the literal in value and type: `1` is neither `True`
     nor `1.0`, and an instance of a subclass is never equal.
-    Raises UserError that names the index of a test without call or with another expectation.
+    Raises UserError that names the index of a test without call or with another expectation, and
+    rftkit.sandbox.worker.WorkerError where no worker starts.
     """
-    return _shared().run_tests(code, tests, timeout)
+    return _SHARED.run_tests(code, tests, timeout)
 
 
 def run_many(
@@ -156,7 +156,7 @@ def run_many(
 
     timeout: seconds for each program. Raises UserError as `run_tests` does, before any runs.
     """
-    return _shared().run_many(jobs, timeout, workers)
+    return _SHARED.run_many(jobs, timeout, workers)
 
 
 def run_program(code: str, stdin: str = "", timeout: float = TIMEOUT) -> ProgramResult:
@@ -164,14 +164,14 @@ def run_program(code: str, stdin: str = "", timeout: float = TIMEOUT) -> Program
 
     What it prints beyond 64 kB is cut off and counts as an error. `sys.exit()` is none.
     """
-    return _shared().run_program(code, stdin, timeout)
+    return _SHARED.run_program(code, stdin, timeout)
 
 
 def run_programs(
     jobs: Sequence[tuple[str, str]], timeout: float = TIMEOUT, workers: int | None = None
 ) -> list[ProgramResult]:
     """`run_program` of each `(code, stdin)`, in order, `workers` at a time."""
-    return _shared().run_programs(jobs, timeout, workers)
+    return _SHARED.run_programs(jobs, timeout, workers)
 
 
 def layers() -> dict[str, Any]:
@@ -180,17 +180,17 @@ def layers() -> dict[str, Any]:
     in_force: names of the layers. absent: the others, with the reason. stopped: harm → whether a
     program that tried it just now failed. not_covered: what nothing here stops.
     """
-    return _shared().layers()
+    return _SHARED.layers()
 
 
 def close() -> None:
     """End the shared sandbox's workers, as exit does; a later call starts new ones."""
-    _shared().close()
+    _SHARED.close()
 
 
 _TOO_LONG = f"the program is longer than {MAX_CODE} characters"
-_shared = functools.lru_cache(maxsize=1)(Sandbox)
-atexit.register(lambda: close() if _shared.cache_info().currsize else None)
+_SHARED = Sandbox()  # starts its first worker when it is first used
+atexit.register(close)
 
 
 def _request(code: str, calls: list[str] | None, stdin: str, timeout: float) -> dict[str, Any]:

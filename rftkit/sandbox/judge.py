@@ -63,25 +63,23 @@ def read_tests(tests: Sequence[dict[str, Any]], place: str = "") -> Tests:
 def judge(tests: Tests, outcome: Outcome, timeout: float) -> tuple[list[bool], str | None]:
     """Which tests passed, and the first error. Only a returned value can pass."""
     passed: list[bool] = []
-    error, failed, done = None, None, False
+    error, failed, total = None, None, len(tests.expected)
+    complete = False
     for line in outcome.results.split(b"\n")[:-1]:  # what follows the last newline is broken off
         message = _message(line)
-        if "value" in message and len(passed) < len(tests.expected):
+        if "failed" in message:
+            failed = _text(message["failed"])
+        elif "value" in message and len(passed) < total:
             passed.append(message["value"] == tests.expected[len(passed)])
-        elif "error" in message and len(passed) < len(tests.expected):
+        elif "error" in message and len(passed) < total:
             error = error or f"tests[{len(passed)}]: {_text(message['error'])}"
             passed.append(False)
-        elif "failed" in message:
-            failed = _text(message["failed"])
+        complete = len(passed) == total and (total > 0 or "done" in message)
+        if complete or failed:
             break
-        elif "done" in message:
-            done = True
-            break
-    complete = done or (tests.expected and len(passed) == len(tests.expected))
     if not complete:
         error = failed or _reason(outcome, timeout) or "it ended before its tests did"
-    passed += [False] * (len(tests.expected) - len(passed))
-    return passed, error
+    return passed + [False] * (total - len(passed)), error
 
 
 def program_result(outcome: Outcome, timeout: float) -> ProgramResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -66,6 +67,7 @@ class Pool:
         with self._lock:
             if self._config is None:
                 self._idle.append(self._first())
+                self._warn()
 
     def close(self) -> None:
         """End all idle workers. The pool may be used again, and then starts new ones."""
@@ -129,6 +131,15 @@ class Pool:
             worker.close()
             return confined
         return worker
+
+    def _warn(self) -> None:
+        have = set(self.in_force)
+        if not have & {"bubblewrap", "seatbelt"} and not have >= {"landlock", "seccomp"}:
+            warnings.warn(
+                "the sandbox is weak on this machine: `rftkit doctor` says what it does not stop",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _settle(self, config: Config) -> Worker:
         """Start a worker that tries each layer; all later ones must reach the same."""

@@ -50,6 +50,7 @@ class Job:
         """Kill every process of the job."""
         if sys.platform == "win32":
             ctypes.WinDLL("kernel32").CloseHandle(ctypes.c_void_p(self._handle))
+            self._handle = 0
 
 
 if sys.platform == "win32":

@@ -161,7 +161,7 @@ class SingleWorker(Worker):
     """Windows: a warm process, in a job object, that runs one program and is spent."""
 
     def _start(self, config: Config) -> None:
-        pipe = subprocess.PIPE
+        pipe, self._ready = subprocess.PIPE, False
         self._process = start(config, self.box, pipe, pipe, pipe)
         try:
             self._job = Job(self._process)
@@ -169,17 +169,11 @@ class SingleWorker(Worker):
             self._kill()
             raise WorkerError(f"no job object for a sandbox worker ({error})") from None
         if config.wanted is None:
-            assert self._process.stdout
-            line = self._process.stdout.readline()  # no program has run yet
-            if not line:
-                self._stop()
-                raise WorkerError("a sandbox worker could not confine itself")
-            hello = json.loads(line)
-            self.in_force, self.absent = tuple(hello["in_force"]), hello["absent"]
+            self._await()
 
     def run(self, request: dict[str, Any], timeout: float) -> Outcome:
-        if self.spent or self._process.poll() is not None:
-            raise WorkerError("the sandbox worker is gone")
+        if not self._ready:
+            self._await()  # its boot is no part of the program's time
         self.spent = True
         stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
         assert stdin
@@ -200,6 +194,16 @@ class SingleWorker(Worker):
             drain.join()
         stopped = "flood" if results.full or output.full else stopped
         return Outcome(bytes(results.data), bytes(output.data), stopped, self._process.wait())
+
+    def _await(self) -> None:
+        assert self._process.stdout
+        line = self._process.stdout.readline()  # no program has run yet
+        if not line:
+            self._stop()
+            raise WorkerError("a sandbox worker could not confine itself")
+        hello = json.loads(line)
+        self.in_force, self.absent = tuple(hello["in_force"]), hello["absent"]
+        self._ready = True
 
     def _stop(self) -> None:
         self._kill()

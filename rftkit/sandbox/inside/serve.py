@@ -101,9 +101,8 @@ def _once(config: dict[str, Any], confinement: Confinement) -> None:
         os.dup2(null.fileno(), 1)
         os.dup2(null.fileno(), 2)
     confinement.enter(config["wanted"], config["without"])
-    if config["wanted"] is None:
-        hello = {"in_force": confinement.in_force, "absent": confinement.absent}
-        os.write(results, json.dumps(hello).encode() + b"\n")
+    hello = {"in_force": confinement.in_force, "absent": confinement.absent}
+    os.write(results, json.dumps(hello).encode() + b"\n")
     message = json.loads(sys.stdin.buffer.read())
     run(message, results, output if message["calls"] is None else -1, confinement)
 

@@ -1,0 +1,70 @@
+"""The recorded runs: they load with this code, and what is said about them is what they hold."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rftkit.constraints import TUNED
+from rftkit.metrics import mean
+from rftkit.paths import DATA
+from rftkit.report import fill
+from rftkit.runs import RunFolder
+
+RUNS = DATA / "runs"
+SWEEPS = sorted(RUNS.glob("tuning/*/sweep.json"))
+SUMMARIES = sorted(RUNS.glob("*/summary.json"))
+
+
+def test_there_are_records() -> None:
+    assert SWEEPS
+    assert SUMMARIES
+
+
+@pytest.mark.parametrize("path", sorted(RUNS.rglob("config.json")), ids=lambda p: p.parent.name)
+def test_every_recorded_run_loads(path: Path) -> None:
+    run = RunFolder(path.parent)
+    assert run.metrics()[-1]["step"] == run.config().steps
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.parent.name)
+def test_the_shipped_coefficients_are_the_best_of_their_sweep(path: Path) -> None:
+    sweep = json.loads(path.read_text(encoding="utf-8"))
+    means = {
+        float(coef): mean([r["gold_reward"] for r in sweep["runs"] if r["coef"] == float(coef)])
+        for coef in sweep["gold_reward"]
+    }
+    assert max(means, key=means.__getitem__) == sweep["best"]
+    if path.parent.name == f"{sweep['task']}-{sweep['constraint']}":
+        assert TUNED[sweep["constraint"]][sweep["task"]] == sweep["best"]
+
+
+@pytest.mark.parametrize("path", SUMMARIES, ids=lambda p: p.parent.name)
+def test_results_use_no_tuning_seed_and_repeat_what_the_runs_say(path: Path) -> None:
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    tuned_on = {seed for sweep in SWEEPS for seed in json.loads(sweep.read_text())["seeds"]}
+    assert not tuned_on & set(summary["seeds"])
+    for name, method in summary["methods"].items():
+        last = [RunFolder(path.parent / f"{name}-seed{s}").metrics()[-1] for s in summary["seeds"]]
+        for key in ("gold_reward", "task_reward", "degenerate", "kl"):
+            assert method[key]["per_seed"] == [row[key] for row in last]
+            assert method[key]["mean"] == pytest.approx(mean([row[key] for row in last]))
+
+
+def test_the_readme_holds_the_recorded_numbers() -> None:
+    text = (DATA.parent / "README.md").read_text(encoding="utf-8")
+    assert "<!-- results: dialogue -->" in text
+    assert fill(text) == text
+
+
+def test_the_dialogue_result_is_what_the_readme_claims() -> None:
+    summary = json.loads((RUNS / "dialogue/summary.json").read_text(encoding="utf-8"))
+    none, kl, dynamic = (summary["methods"][name] for name in ("none", "kl", "dynamic"))
+    top = summary["gold_max"]
+    assert dynamic["gold_reward"]["mean"] >= 0.93 * top
+    assert dynamic["degenerate"]["mean"] <= 0.03
+    assert none["degenerate"]["mean"] >= 0.8
+    for other in (none, kl):
+        assert dynamic["gold_reward"]["mean"] - other["gold_reward"]["mean"] >= 0.2 * top
+    for start, end in dynamic["edit_ratio"]:
+        assert end <= start / 5
