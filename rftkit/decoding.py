@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -23,9 +22,9 @@ from rftkit.rollout import generate, left_pad
 
 FIRST_WINDOW = 1 << 30  # draft tokens a row feeds to begin with: all it has
 SMALL_WINDOW = 2  # after a rejection; doubles while all is accepted
-CHEAP_TOKENS = 32  # a pass over fewer tokens costs about the same
+CHEAP_TOKENS = 64  # a pass over fewer tokens costs about the same
 CPU_PART, GPU_PART = 1024, 8192  # tokens at once in the first pass, padding included
-SPARSE = 1.25  # cache slots per token in use, above which the holes are squeezed out
+SPARSE = 1.5  # cache slots per token in use, above which the holes are squeezed out
 
 
 @dataclass
@@ -33,13 +32,17 @@ class Verified:
     """What greedy decoding writes for each row, and what it cost.
 
     accepted: for each token of `ids`, True where it was the next one of the draft, False where the
-    model corrected it. rounds: passes each row took part in; passes: the most of any row.
+    model corrected it. rounds: forward passes each row took part in.
     """
 
     ids: list[list[int]]
     accepted: list[list[bool]]
-    passes: int
     rounds: list[int]
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of the batch."""
+        return max(self.rounds, default=0)
 
 
 @torch.no_grad()
@@ -59,8 +62,8 @@ def verify_decode(
     They change the cost, never the result: `generate` at temperature 0 returns the same ids. That
     holds for exact arithmetic; kernels of low precision may break near-ties the other way when they
     see many tokens at once.
-    groups: sizes of the runs of rows that share a prompt; what the contexts of a run have in common
-    is read once, in one more pass that `passes` does not count.
+    groups: sizes of the runs of rows that share a prompt; what the contexts of a run begin with
+    alike is read once, in one more pass that is not counted.
     Where holes are no option (sliding windows, recurrent layers) the model is decoded plainly.
     """
     limits = max_new_tokens
@@ -71,15 +74,13 @@ def verify_decode(
         _Row(list(context), list(draft), limit, eos_ids)
         for context, draft, limit in zip(contexts, drafts, limits, strict=True)
     ]
-    batches, passes = _read_prompts(net, rows, groups, pad_id).parts(), 0
+    batches = _read_prompts(net, rows, groups, pad_id).parts()
     while batches:
-        passes += 1
         going = [rest for rest in (batch.advance() for batch in batches) if rest.rows]
         batches = [_join(going)] if going else []
     return Verified(
         [row.ids for row in rows],
         [row.accepted for row in rows],
-        passes,
         [row.rounds for row in rows],
     )
 
@@ -230,25 +231,31 @@ class _Batch:
 
 
 def _read_prompts(net: Any, rows: list[_Row], groups: Sequence[int], pad_id: int) -> _Batch:
-    """The batch of all rows; in its cache what the contexts of each group begin with alike."""
-    device = next(net.parameters()).device
-    batch = _Batch(
-        net, pad_id, rows, DynamicCache(), torch.zeros(len(rows), 0, device=device).long()
-    )
-    if max(groups, default=1) == 1:
+    """The batch of all rows, with what the contexts of each group begin with alike in its cache."""
+    empty = torch.zeros(len(rows), 0, dtype=torch.long, device=next(net.parameters()).device)
+    batch = _Batch(net, pad_id, rows, DynamicCache(), empty)
+    heads: list[list[int]] = []
+    line: list[int] = []  # of `heads`, for each row
+    for size in groups:
+        run = rows[len(line) : len(line) + size]
+        # A single row gains nothing here; and something must stay pending, for it predicts.
+        head = _common([row.pending[:-1] for row in run]) if size > 1 else []
+        for row in run:
+            row.pending = row.pending[len(head) :]
+        line += [len(heads)] * size
+        heads.append(head)
+    if not any(heads):
         return batch
-    line = [i for i, size in enumerate(groups) for _ in range(size)]  # which group a row is of
-    contexts = [
-        [row.pending[:-1] for row, g in zip(rows, line, strict=True) if g == i]
-        for i in range(len(groups))
-    ]
-    # A single row gains nothing here, and something must stay pending: it predicts.
-    heads = [commonprefix(c) if len(c) > 1 else [] for c in contexts]
-    for row, g in zip(rows, line, strict=True):
-        row.pending = row.pending[len(heads[g]) :]
-    first = batch.select(range(len(groups)), [])
+    first = batch.select(range(len(heads)), [])
     first.feed(heads, 1)
     return first.select(line, rows)
+
+
+def _common(lists: Sequence[list[int]]) -> list[int]:
+    """Longest common prefix: that of the first and the last in order."""
+    low, high = min(lists), max(lists)
+    differ = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    return low[: next(differ, len(low))]
 
 
 def _join(batches: Sequence[_Batch]) -> _Batch:
@@ -266,7 +273,7 @@ def _join(batches: Sequence[_Batch]) -> _Batch:
 
 
 def _map(change: Callable[..., torch.Tensor], *caches: DynamicCache) -> DynamicCache:
-    """The cache with change(keys of each) and change(values of each); [rows, heads, slots, size]."""
+    """`change` applied to keys and to values, each [rows, heads, slots, size], layer by layer."""
     changed = DynamicCache()
     for i, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
         keys = change(*(layer.keys for layer in layers))
@@ -285,4 +292,4 @@ def _plain(
         net, contexts, max_new_tokens=limits, eos_ids=eos_ids, pad_id=pad_id, temperature=0
     )
     rounds = [len(ids) for ids in out.ids]
-    return Verified(out.ids, [[False] * n for n in rounds], max(rounds), rounds)
+    return Verified(out.ids, [[False] * n for n in rounds], rounds)

@@ -17,7 +17,7 @@ def markdown(summary: dict[str, Any]) -> str:
     """One summary as a Markdown table; means over seeds, with the lowest and highest seed."""
     seeds = len(summary["seeds"])
     lines = [
-        "| constraint | gold reward at the end | best on the way | degenerate | KL (nats) | s/step |",
+        "| constraint | gold reward, end | best on the way | degenerate | KL (nats) | s/step |",
         "|---|---|---|---|---|---|",
     ]
     for name, method in summary["methods"].items():

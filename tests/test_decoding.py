@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -63,8 +64,11 @@ def verified(
     drafts: list[list[int]],
     limits: Any,
     eos: frozenset[int] = EOS,
+    groups: Sequence[int] = (),
 ) -> Verified:
-    return verify_decode(net, contexts, drafts, max_new_tokens=limits, eos_ids=eos, pad_id=PAD)
+    return verify_decode(
+        net, contexts, drafts, max_new_tokens=limits, eos_ids=eos, pad_id=PAD, groups=groups
+    )
 
 
 @torch.no_grad()
@@ -110,32 +114,44 @@ def edited(ids: list[int], edits: list[tuple[str, float, int, int]]) -> list[int
     return draft
 
 
+class Batch(NamedTuple):
+    net: Any
+    contexts: list[list[int]]
+    limits: list[int]
+    ids: list[list[int]]  # of plain greedy decoding
+    drafts: list[list[int]]  # any text, or those ids edited
+    groups: list[int]
+
+
 @st.composite
-def batches(
-    draw: st.DrawFn,
-) -> tuple[Any, list[list[int]], list[int], list[list[int]], list[list[int]]]:
-    """(model, contexts, limits, greedy ids, drafts); a draft is any text, or the ids edited."""
+def batches(draw: st.DrawFn) -> Batch:
     net = random_model(draw(st.sampled_from(("llama", "qwen2"))), draw(st.integers(0, 7)))
-    rows = draw(st.integers(1, 5))
-    contexts = [draw(st.lists(TOKEN, min_size=1, max_size=15)) for _ in range(rows)]
-    limits = [draw(st.integers(1, 20)) for _ in range(rows)]
+    groups = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    prompts = [draw(st.lists(TOKEN, max_size=12)) for _ in groups]
+    contexts = [
+        prompt + draw(st.lists(TOKEN, min_size=1, max_size=8))
+        for prompt, size in zip(prompts, groups, strict=True)
+        for _ in range(size)
+    ]
+    limits = [draw(st.integers(1, 20)) for _ in contexts]
     ids = plain(net, contexts, limits)
     drafts = [
         draw(st.lists(TOKEN, max_size=30) | st.builds(edited, st.just(z), EDITS)) for z in ids
     ]
     assume(not near_tie(net, contexts, ids))
-    return net, contexts, limits, ids, drafts
+    return Batch(net, contexts, limits, ids, drafts, groups)
 
 
 @given(batches())
 @settings(max_examples=60, deadline=None)
-def test_writes_what_plain_greedy_decoding_writes(batch: Any) -> None:
-    net, contexts, limits, ids, drafts = batch
+def test_writes_what_plain_greedy_decoding_writes(batch: Batch) -> None:
+    net, contexts, limits, ids, drafts, groups = batch
     out = verified(net, contexts, drafts, limits)
     assert out.ids == ids
     assert [len(row) for row in out.accepted] == [len(row) for row in ids]
-    assert out.passes == max(out.rounds) <= max(map(len, ids))
-    # Its own output as draft is accepted whole, each row of the batch in the first pass.
+    assert all(1 <= n <= len(row) for n, row in zip(out.rounds, ids, strict=True))
+    assert verified(net, contexts, drafts, limits, groups=groups).ids == ids
+    # Its own output as draft is accepted whole, all rows in one pass.
     again = verified(net, contexts, ids, limits)
     assert again.ids == ids
     assert again.passes == 1
@@ -144,17 +160,22 @@ def test_writes_what_plain_greedy_decoding_writes(batch: Any) -> None:
 
 @given(batches())
 @settings(max_examples=10, deadline=None)
-def test_a_row_does_not_depend_on_the_others(batch: Any) -> None:
-    net, contexts, limits, _, drafts = batch
+def test_a_row_does_not_depend_on_the_others(batch: Batch) -> None:
+    net, contexts, limits, _, drafts, _ = batch
     together = verified(net, contexts, drafts, limits)
     for i, row in enumerate(together.ids):
         assert verified(net, contexts[i : i + 1], drafts[i : i + 1], limits[i]).ids == [row]
 
 
 def long_responses() -> tuple[Any, list[list[int]], list[list[int]]]:
-    """A model over many tokens that never ends by itself: 60 tokens a row, few repeated."""
+    """24 rows of 60 tokens, few of them repeated, from a model that never ends by itself.
+
+    So many that the first pass is read in parts; 4 rows in a run share a prompt.
+    """
     net = random_model("llama", 3, vocab=2000)
-    contexts = [[5 + row, 17, 40] for row in range(12)]
+    contexts = [
+        [7, 8, 9, row // 4][: 2 + row // 8] * 4 + [row] * (1 + row % 4) for row in range(24)
+    ]
     return net, contexts, plain(net, contexts, 60, eos=frozenset())
 
 
@@ -164,7 +185,7 @@ def test_cost_grows_with_the_edits_not_with_the_length(kind: str, edits: int) ->
     net, contexts, ids = long_responses()
     damage = [(kind, (2 * n + 1) / (2 * edits), 1999, 5) for n in range(edits)]
     drafts = [edited(row, damage) for row in ids]
-    out = verified(net, contexts, drafts, 60, eos=frozenset())
+    out = verified(net, contexts, drafts, 60, eos=frozenset(), groups=[4] * 6)
     assert out.ids == ids
     # An edit costs a round, a wrong guess one more, and the window takes a few to widen again.
     assert sum(out.rounds) / len(out.rounds) <= 6 * edits
