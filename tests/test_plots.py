@@ -1,0 +1,59 @@
+"""The figure shows the records: asserted through the data behind the lines."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from rftkit import RunConfig
+from rftkit.plots import COLOURS, PANELS, curves, save_curves, series
+from rftkit.runs import RunFolder
+
+NAMES = ("none", "kl", "dynamic")
+
+
+@pytest.fixture(params=[1, 2], ids=["one seed", "two seeds"])
+def runs(tmp_path: Path, request) -> dict[str, list[RunFolder]]:
+    made: dict[str, list[RunFolder]] = {}
+    for name in NAMES:
+        for seed in range(request.param):
+            run = RunFolder.create(tmp_path / f"{name}{seed}", RunConfig(constraint=name))
+            made.setdefault(name, []).append(run)
+            for step in range(7):
+                value = step + 10 * seed
+                row = dict.fromkeys([key for key, _ in PANELS]) | {"step": step, "coef": 0.5}
+                row |= {"task_reward": value, "kl": value, "strength": 0.5 if name != "none" else 0}
+                row |= {"edit_ratio": 0.1 if name == "dynamic" else None}
+                if step % 3 == 0:
+                    row |= {"gold_reward": value / 10, "degenerate": 0.2}
+                run.log(row)
+    return made
+
+
+def test_series_takes_the_steps_where_a_metric_was_measured(runs) -> None:
+    steps, values = series(runs["kl"], "gold_reward")
+    assert steps.tolist() == [0, 3, 6]
+    assert values.shape == (len(runs["kl"]), 3)
+    np.testing.assert_allclose(values[0], [0, 0.3, 0.6])
+
+
+def test_each_panel_has_each_constraint_once_in_its_colour(runs) -> None:
+    figure = curves(runs, "dialogue", 1.5)
+    shown = {axis.get_title(loc="left"): axis for axis in figure.axes}
+    assert list(shown) == [title for _, title in PANELS]
+    for key, title in PANELS:
+        expected = {"edit_ratio": ["dynamic"], "strength": ["kl", "dynamic"]}.get(key, list(NAMES))
+        colours = [line.get_color() for line in shown[title].lines if line.get_color() != "#999999"]
+        assert colours == [COLOURS[name] for name in expected]
+        labels = {text.get_text() for text in shown[title].texts} - {"gold maximum"}
+        assert len(labels) == len(expected)
+    mean = shown[PANELS[0][1]].lines[0].get_ydata()
+    np.testing.assert_allclose(mean, series(runs["none"], "gold_reward")[1].mean(0))
+    plt.close(figure)
+
+
+def test_the_picture_is_written(runs, tmp_path: Path) -> None:
+    save_curves(tmp_path / "curves.png", runs, "dialogue", 1.5)
+    assert (tmp_path / "curves.png").stat().st_size > 20_000
+    assert not plt.get_fignums()

@@ -1,0 +1,106 @@
+"""The embedded model: its corpus, its recipe, and the figures on its card."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rftkit import UserError, load_policy, load_task
+from rftkit.paths import TINY_MODEL
+from rftkit.tiny.corpus import DRAFT_KINDS, batch, draft_pair
+from rftkit.tiny.pretrain import PretrainConfig, example_ids, pretrain
+from rftkit.tiny.quality import measure
+
+TASKS = ("dialogue", "code", "game")
+CARD = json.loads((TINY_MODEL / "quality.json").read_text(encoding="utf-8"))
+SMALL = PretrainConfig(
+    tasks=("dialogue",), steps=6, batch=4, micro_batches=2, vocab_size=300, hidden=32, layers=1,
+    heads=2, intermediate=32, save_every=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_well_formed_draft_is_its_own_refined_response(name: str) -> None:
+    task, rng = load_task(name), random.Random(5)
+    for kind in DRAFT_KINDS:
+        for _ in range(60):
+            prompt = task.sample(rng)
+            draft, refined = draft_pair(task, kind, prompt, rng)
+            assert task.well_formed(prompt, refined)
+            assert (draft == refined) == task.well_formed(prompt, draft)
+
+
+def test_a_batch_follows_from_its_seed_and_step() -> None:
+    tasks = [load_task("dialogue")]
+    assert batch(tasks, 8, 1, 7) == batch(tasks, 8, 1, 7)
+    assert batch(tasks, 8, 1, 7) != batch(tasks, 8, 1, 8)
+    assert batch(tasks, 8, 1, 7) != batch(tasks, 8, 2, 7)
+
+
+def test_an_interrupted_pre_training_gives_the_same_weights(tmp_path: Path, monkeypatch) -> None:
+    whole = load_file(pretrain(SMALL, tmp_path / "whole", progress=False) / "model.safetensors")
+    import rftkit.tiny.pretrain as module
+
+    honest, calls = module._update, iter(range(100))
+
+    def breaks(*arguments) -> float:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return honest(*arguments)
+
+    monkeypatch.setattr(module, "_update", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(SMALL, tmp_path / "cut", progress=False)
+    monkeypatch.setattr(module, "_update", honest)
+    cut = load_file(pretrain(SMALL, tmp_path / "cut", progress=False) / "model.safetensors")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_another_recipe_does_not_take_over_a_folder(tmp_path: Path) -> None:
+    pretrain(SMALL, tmp_path, progress=False)
+    with pytest.raises(UserError, match="another seed"):
+        pretrain(PretrainConfig(**{**vars(SMALL), "seed": 1}), tmp_path, progress=False)
+
+
+def test_a_training_text_ends_in_eos_and_fits_the_task() -> None:
+    policy = load_policy("tiny")
+    for name in TASKS:
+        task = load_task(name)
+        for example in batch([task], 200, 3, 0):
+            _, target = example_ids(policy.tokenizer, example)
+            assert target[-1] == policy.tokenizer.eos_token_id
+            assert len(target) <= task.max_new_tokens + 16
+
+
+def test_the_shipped_model_is_small_safe_and_carries_its_recipe() -> None:
+    files = {p.name: p.stat().st_size for p in TINY_MODEL.iterdir()}
+    assert sum(files.values()) < 10e6
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
+    recipe = json.loads((TINY_MODEL / "pretrain.json").read_text())
+    assert recipe == json.loads(json.dumps(vars(PretrainConfig())))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_figures_on_the_card(name: str) -> None:
+    figures = CARD[name]
+    assert figures["kept_clean"] >= 0.98
+    assert figures["broken"] <= 0.01
+    assert figures["fixed_edits"] >= 0.95
+    assert figures["fixed_flood"] >= 0.95
+    assert figures["kept_unusual"] >= 0.95
+    assert 0.3 <= figures["base_gold_share"] <= 0.7
+
+
+def test_the_card_holds_what_was_measured_and_a_fresh_measurement_agrees() -> None:
+    text = (TINY_MODEL / "README.md").read_text(encoding="utf-8")
+    for figures in CARD.values():
+        assert all(f"{value:.3f}" in text for value in figures.values())
+    policy = load_policy("tiny")
+    fresh = measure(policy, load_task("dialogue"), prompts=64, seed=2)
+    for figure, value in fresh.items():
+        if not figure.endswith("edits") and "edit_ratio" not in figure:
+            assert value == pytest.approx(CARD["dialogue"][figure], abs=0.12), figure
