@@ -133,6 +133,7 @@ def _train(arguments: Arguments) -> None:
     from rftkit.trainer import Trainer
 
     Trainer(_config(arguments), arguments.out, resume=arguments.resume).train()
+    print(f"run folder: {arguments.out}")
 
 
 def _sweep(arguments: Arguments) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -153,7 +154,7 @@ def run_all(
     context = multiprocessing.get_context("spawn")  # the one way that works on every system
     with (
         tqdm(total=sum(steps), desc=jobs[0][0].task, unit="step", disable=not progress) as bar,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        ProcessPoolExecutor(workers, context, _leave_interrupts_to_the_parent) as pool,
     ):
         threads = 1 if workers > 1 else 0
         futures = [pool.submit(run_one, config, out, threads) for config, out in jobs]
@@ -172,14 +173,19 @@ def run_all(
 
 
 def _watch(bar: Any, jobs: Sequence[tuple[RunConfig, Path]]) -> None:
-    last = {}
+    done, gold = 0, {}
     for config, out in jobs:
         metrics = RunFolder(out).metrics()
-        if metrics:
-            gold = [m["gold_reward"] for m in metrics if m["gold_reward"] is not None]
-            last[config.constraint] = (len(metrics), gold[-1] if gold else None)
-    bar.n = sum(min(n, jobs[0][0].steps) for n, _ in last.values())
-    bar.set_postfix({name: f"gold {g:.2f}" for name, (_, g) in last.items() if g is not None})
+        done += min(len(metrics), config.steps)
+        values = [m["gold_reward"] for m in metrics if m["gold_reward"] is not None]
+        if values:
+            gold[config.constraint] = f"gold {values[-1]:.2f}"
+    bar.n = done
+    bar.set_postfix(gold)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _raise_first(futures: Sequence[Future[None]]) -> None:
