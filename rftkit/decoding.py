@@ -22,8 +22,8 @@ from rftkit.rollout import generate, left_pad
 
 FIRST_WINDOW = 1 << 30  # draft tokens a row feeds to begin with: all it has
 SMALL_WINDOW = 2  # after a rejection; doubles while all is accepted
-CHEAP_TOKENS = 64  # a pass over fewer tokens costs about the same
-CPU_PART, GPU_PART = 1024, 8192  # tokens at once in the first pass, padding included
+CHEAP_TOKENS = {"cpu": 128, "cuda": 1024}  # a pass over fewer tokens costs about the same
+PART_TOKENS = {"cpu": 1024, "cuda": 8192}  # the first pass reads so many at once, padding included
 SPARSE = 1.5  # cache slots per token in use, above which the holes are squeezed out
 
 
@@ -170,7 +170,7 @@ class _Batch:
 
     def parts(self) -> list[_Batch]:
         """Split by length: little padding, and logits of few tokens at once."""
-        most = CPU_PART if self.mask.device.type == "cpu" else GPU_PART
+        most = PART_TOKENS.get(self.mask.device.type, PART_TOKENS["cpu"])
         lengths = [len(row.pending) + len(row.window(row.reach)) for row in self.rows]
         parts: list[list[int]] = []
         for i in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -182,8 +182,9 @@ class _Batch:
     def advance(self) -> _Batch:
         """One round of every row in one pass; returns the batch of those that go on."""
         count = len(self.rows)
+        cheap = CHEAP_TOKENS.get(self.mask.device.type, CHEAP_TOKENS["cpu"])
         # One width for all: a shorter row would be padded to it.
-        width = max(CHEAP_TOKENS // count, sum(row.reach for row in self.rows) // count)
+        width = max(cheap, sum(row.reach for row in self.rows)) // count
         windows = [row.window(width) for row in self.rows]
         feeds = [row.pending + window for row, window in zip(self.rows, windows, strict=True)]
         # 1 more, for the last pending token predicts the first of the window.

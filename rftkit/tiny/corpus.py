@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rftkit.tasks import Prompt, Task
 from rftkit.tasks.base import edit_units, units
 
-REFINE_SHARE = 0.6  # of the examples; the rest are answers
+REFINE_SHARE = 0.7  # of the examples; the rest are answers
 # Drafts of refine examples. "edits" are 1-4 random edits, "flood" is the task's own degeneracy.
 DRAFT_KINDS = {"clean": 0.26, "unusual": 0.20, "edits": 0.27, "flood": 0.27}
 

@@ -33,16 +33,16 @@ from rftkit.tiny.tokenizer import train_tokenizer
 class PretrainConfig:
     """Everything that decides the weights."""
 
-    tasks: tuple[str, ...] = ("dialogue", "code", "game")
+    tasks: tuple[str, ...] = ("dialogue",)
     seed: int = 0
-    steps: int = 2000
+    steps: int = 1400
     batch: int = 96  # examples a step
     micro_batches: int = 4  # sorted by length, so that little is padding
-    lr: float = 3e-3  # peak of AdamW; linear warm-up, then cosine to a tenth
+    lr: float = 3e-3  # peak of AdamW; linear warm-up, then cosine to 1%
     muon_lr: float = 1e-2  # peak of Muon
     warmup: int = 100
     weight_decay: float = 0.1
-    vocab_size: int = 1024
+    vocab_size: int = 512
     hidden: int = 192
     layers: int = 4
     heads: int = 6
@@ -177,7 +177,7 @@ def _schedule(step: int, config: PretrainConfig) -> float:
     if step < config.warmup:
         return (step + 1) / config.warmup
     share = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
+    return 0.01 + 0.495 * (1 + math.cos(math.pi * share))
 
 
 def _claim(path: Path, config: PretrainConfig) -> None:
