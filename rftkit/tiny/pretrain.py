@@ -35,9 +35,9 @@ class PretrainConfig:
 
     tasks: tuple[str, ...] = ("dialogue",)
     seed: int = 0
-    steps: int = 1400
-    batch: int = 96  # examples a step
-    micro_batches: int = 4  # sorted by length, so that little is padding
+    steps: int = 1600
+    batch: int = 64  # examples a step
+    micro_batches: int = 3  # sorted by length, so that little is padding
     lr: float = 3e-3  # peak of AdamW; linear warm-up, then cosine to 1%
     muon_lr: float = 1e-2  # peak of Muon
     warmup: int = 100
