@@ -6,6 +6,7 @@ reference and the refiner. No second copy of the base is kept.
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,14 @@ class Policy:
         configured = self.model.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured]
         return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
+
+    @property
+    def learned_tasks(self) -> frozenset[str] | None:
+        """The tasks that an embedded model was pre-trained on; None for any other model."""
+        recipe = _folder(self.name) / "pretrain.json"
+        if not recipe.is_file():
+            return None
+        return frozenset(json.loads(recipe.read_text(encoding="utf-8"))["tasks"])
 
     @property
     def refines_natively(self) -> bool:
@@ -183,6 +192,10 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "nf4" and device.type != "cpu" else torch.float32
 
 
+def _folder(model: str) -> Path:
+    return TINY_MODEL if model == "tiny" else Path(model)
+
+
 def _present(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_available()
@@ -198,7 +211,7 @@ def _supported(precision: str, device: torch.device) -> str:
 
 
 def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, Any]:
-    path = str(TINY_MODEL) if model == "tiny" else model
+    path = str(_folder(model)) if model == "tiny" else model
     dtype = compute_dtype(precision, device)
     options: dict[str, Any] = {"dtype": dtype}
     if precision == "nf4":

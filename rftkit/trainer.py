@@ -21,6 +21,7 @@ from tqdm import tqdm
 from rftkit.batch import Batch, losses
 from rftkit.config import RunConfig
 from rftkit.constraints import NoConstraint, Pull, make_constraint
+from rftkit.errors import UserError
 from rftkit.models import Policy, load_policy
 from rftkit.objectives import (
     group_advantages,
@@ -68,6 +69,12 @@ class Trainer:
             lora_rank=config.lora_rank,
             seed=config.seed,
         )
+        learned = self.policy.learned_tasks
+        if learned is not None and config.task.removesuffix("-plain") not in learned:
+            raise UserError(
+                f"task: model {config.model!r} has learned only {', '.join(sorted(learned))}, "
+                f"not {config.task}; choose another --task or --model"
+            )
         self.sampler = Sampler(self.policy, config.sampler)
         self.constraint: NoConstraint = make_constraint(self.policy, config)
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=config.lr, weight_decay=0.0)
