@@ -96,7 +96,7 @@ class Trainer:
         with bar:
             for metrics in self.steps():
                 history.append(metrics)
-                bar.n = self.done
+                bar.update(self.done - bar.n)
                 if metrics.get("gold_reward") is not None:
                     bar.set_postfix(gold=f"{metrics['gold_reward']:.2f}")
         return history
@@ -118,10 +118,11 @@ class Trainer:
             yield self._record({"step": config.steps, **self.evaluate(config.steps)})
 
     def _step(self, step: int) -> Metrics:
-        config, start = self.config, time.perf_counter()
+        config = self.config
         metrics: Metrics = {"step": step}
         if step % config.eval_every == 0:
             metrics |= self.evaluate(step)
+        start = time.perf_counter()
         rollouts, rewards = self._collect(step)
         pull = self.constraint.prepare(rollouts, seed=_seed(config.seed, step, "constraint"))
         kl = _kl(rollouts, pull.ref_log_probs) if pull.ref_log_probs else None
