@@ -106,6 +106,7 @@ def _parser() -> _Parser:
     )
     pretrain.add_argument("--seed", type=int, default=0, help="decides corpus and first weights")
     pretrain.add_argument("--steps", type=int, default=0, help="updates; 0 = the recipe's own")
+    _command(commands, "lab", _lab, "open JupyterLab at the first lesson", "rftkit lab")
     return parser
 
 
@@ -183,6 +184,17 @@ def _pretrain(arguments: Arguments) -> None:
     write_card(folder, config.tasks)
     print((folder / "README.md").read_text(encoding="utf-8"))
     print(f"model: {folder}   use it: rftkit compare --model {folder}")
+
+
+def _lab(arguments: Arguments) -> int:
+    import subprocess
+
+    from rftkit.paths import DATA
+
+    lessons = sorted((DATA.parent / "notebooks").glob("*.ipynb"))
+    if not lessons:
+        raise UserError("lab: no lessons found beside the package; clone the repository")
+    return subprocess.call([sys.executable, "-m", "jupyterlab", str(lessons[0])])
 
 
 # From the command line to a RunConfig

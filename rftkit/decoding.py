@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from rftkit.rollout import generate, left_pad
+from rftkit.scoring import micro_batches
 
 FIRST_WINDOW = 1 << 30  # draft tokens a row feeds to begin with: all it has
 SMALL_WINDOW = 2  # after a rejection; doubles while all is accepted
@@ -172,11 +173,7 @@ class _Batch:
         """Split by length: little padding, and logits of few tokens at once."""
         most = PART_TOKENS.get(self.mask.device.type, PART_TOKENS["cpu"])
         lengths = [len(row.pending) + len(row.window(row.reach)) for row in self.rows]
-        parts: list[list[int]] = []
-        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if not parts or (len(parts[-1]) + 1) * lengths[i] > most:
-                parts.append([])
-            parts[-1].append(i)
+        parts = micro_batches(lengths, most)
         return [self.select(part, [self.rows[i] for i in part]) for part in parts]
 
     def advance(self) -> _Batch:
