@@ -97,6 +97,31 @@ def _parser() -> _Parser:
     )
     _json(doctor)
 
+    bench = _command(
+        commands, "bench", _bench, "measure speed and memory, beside TRL's if asked",
+        "rftkit bench --peer trl --json",
+    )  # fmt: skip
+    bench.add_argument("--peer", choices=("trl",), help="trainer to compare with")
+    bench.add_argument("--rounds", type=int, default=7, help="repetitions; default 7")
+    bench.add_argument("--profile", type=Path, metavar="DIR", help="also trace a step, into DIR")
+    for name in ("model", "precision", "device", "prompts", "group"):
+        _setting(bench, name)
+    bench.add_argument(
+        "--max-new-tokens", type=int, default=32, help="longest response; default 32"
+    )
+    _json(bench)
+
+    estimate = _command(
+        commands, "estimate", _estimate, "predict the peak memory of a run, without weights",
+        "rftkit estimate --model Qwen/Qwen2.5-0.5B-Instruct --vram-gb 8 --json",
+    )  # fmt: skip
+    estimate.add_argument("--vram-gb", type=float, default=8.0, help="GPU memory; default 8")
+    estimate.add_argument(
+        "--prompt-tokens", type=int, default=0, help="longest prompt; default: the task's"
+    )
+    _settings(estimate, leave_out=("seed", "coef"))
+    _json(estimate)
+
     pretrain = _command(
         commands, "pretrain", _pretrain, "rebuild the embedded model: tokenizer and weights",
         "rftkit pretrain --out out/tiny",
@@ -131,8 +156,10 @@ def _compare(arguments: Arguments) -> None:
 
 
 def _train(arguments: Arguments) -> None:
+    from rftkit.allocator import keep_freed_memory
     from rftkit.trainer import Trainer
 
+    keep_freed_memory()
     Trainer(_config(arguments), arguments.out, resume=arguments.resume).train()
     print(f"run folder: {arguments.out}")
 
@@ -175,9 +202,33 @@ def _doctor(arguments: Arguments) -> int:
     return 0 if found["ok"] else 1
 
 
+def _bench(arguments: Arguments) -> None:
+    from rftkit import bench, profiling
+
+    config = _config(arguments)
+    folder = arguments.profile
+    profile = {"profile": profiling.profile_step(config, folder)} if folder is not None else {}
+    found = bench.bench(config, arguments.peer or "", arguments.rounds) | profile
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    print(bench.table(found))
+    if profile:
+        print("\n" + profiling.table(profile["profile"]))
+
+
+def _estimate(arguments: Arguments) -> None:
+    from rftkit.estimate import estimate, table
+
+    found = estimate(_config(arguments), arguments.vram_gb, arguments.prompt_tokens)
+    print(json.dumps(found) if arguments.json else table(found))
+
+
 def _pretrain(arguments: Arguments) -> None:
+    from rftkit.allocator import keep_freed_memory
     from rftkit.tiny.pretrain import PretrainConfig, pretrain, write_card
 
+    keep_freed_memory()
     steps = {"steps": arguments.steps} if arguments.steps else {}
     config = PretrainConfig(seed=arguments.seed, **steps)
     folder = pretrain(config, arguments.out)
@@ -202,7 +253,7 @@ def _lab(arguments: Arguments) -> int:
 
 def _config(arguments: Arguments) -> RunConfig:
     given = {k: v for k, v in vars(arguments).items() if k in field_docs() and v is not None}
-    return RunConfig.from_dict(PRESETS[arguments.preset] | given)
+    return RunConfig.from_dict(PRESETS[getattr(arguments, "preset", "cpu_tiny")] | given)
 
 
 def _settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:

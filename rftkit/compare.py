@@ -133,8 +133,10 @@ def run_one(config: RunConfig, out: Path, threads: int = 0) -> None:
     """Train one run in its folder, from its last checkpoint if there is one."""
     import torch
 
+    from rftkit.allocator import keep_freed_memory
     from rftkit.trainer import Trainer
 
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     Trainer(config, out, resume=True).train(progress=False)

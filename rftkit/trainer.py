@@ -60,7 +60,7 @@ class Trainer:
         task: Task | None = None,
     ):
         self.task = task or load_task(config.task)
-        limit = config.max_new_tokens or self.task.max_new_tokens
+        given, limit = config, config.max_new_tokens or self.task.max_new_tokens
         self.config = config = replace(config, max_new_tokens=limit)
         self.policy = policy or load_policy(
             config.model,
@@ -84,7 +84,7 @@ class Trainer:
         self.train_prompts = self.task.prompts("train")
         self.heldout_prompts = self.task.prompts("heldout")
         self.done = 0  # steps
-        self.run = RunFolder.create(Path(out), config, resume) if out is not None else None
+        self.run = RunFolder.create(Path(out), given, resume) if out is not None else None
         if self.run is not None and resume:
             self._resume(self.run)
 

@@ -8,7 +8,7 @@ from small import model_folder
 
 from rftkit.cli import main
 
-SMALL = ["--model", model_folder(), "--prompts", "2", "--group", "2", "--max-new-tokens", "5",
+SMALL = ["--model", model_folder(), "--prompts", "2", "--group", "2",
          "--eval-prompts", "4", "--steps", "3", "--eval-every", "2"]  # fmt: skip
 
 

@@ -35,10 +35,11 @@ class PretrainConfig:
 
     tasks: tuple[str, ...] = ("dialogue",)
     seed: int = 0
-    steps: int = 1600
+    steps: int = 2400
+    restart: int = 1600  # step at which the learning rate rises again
     batch: int = 64  # examples a step
     micro_batches: int = 3  # sorted by length, so that little is padding
-    lr: float = 3e-3  # peak of AdamW; linear warm-up, then cosine to 1%
+    lr: float = 3e-3  # peak of AdamW; warm-up and two cosines, see _schedule
     muon_lr: float = 1e-2  # peak of Muon
     warmup: int = 100
     weight_decay: float = 0.1
@@ -174,10 +175,14 @@ def _optimisers(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.o
 
 
 def _schedule(step: int, config: PretrainConfig) -> float:
+    """Warm-up and cosine, then a shorter and lower cosine (Loshchilov and Hutter's restart)."""
     if step < config.warmup:
         return (step + 1) / config.warmup
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.01 + 0.495 * (1 + math.cos(math.pi * share))
+    peak, start, end = 1.0, config.warmup, config.restart
+    if step >= config.restart:
+        peak, start, end = 0.4, config.restart, config.steps
+    share = (step - start) / max(1, end - start)
+    return peak * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
 
 
 def _claim(path: Path, config: PretrainConfig) -> None:
