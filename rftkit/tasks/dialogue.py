@@ -280,7 +280,7 @@ def fit_reward_model(rows: Sequence[dict[str, Any]]) -> LinearRewardModel:
     return LinearRewardModel(scaled)
 
 
-def build(seed: int = 0, train: int = 512, heldout: int = 256, pairs: int = 2000) -> None:
+def build(seed: int = 0, train: int = 512, heldout: int = 256, pairs: int = 4000) -> None:
     """Write data/dialogue: disjoint train and held-out orders, preferences, reward model."""
     rng = random.Random(f"dialogue {seed}")
     unique: dict[str, Prompt] = {}

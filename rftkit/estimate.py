@@ -1,0 +1,351 @@
+"""Predicted peak memory of a run, by part, from a model's configuration alone: no weights needed.
+
+The formulae count tensors, in bytes, of a decoder like Llama, Qwen or Mistral (gated MLP, RMSNorm,
+grouped attention) that trains as `rftkit.trainer` does; each stands where it is computed. Longest
+prompts and responses are assumed throughout. Not counted: the program itself, the CUDA context and
+what an allocator wastes, for which `RESERVE_GB` and `WASTE` leave room when a preset must fit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rftkit.chat import encode_chat
+from rftkit.config import PRESETS, RunConfig
+from rftkit.decoding import PART_TOKENS
+from rftkit.errors import UserError
+from rftkit.models import compute_dtype
+from rftkit.paths import TINY_MODEL
+from rftkit.tasks import load_task
+
+GB = 1e9
+RESERVE_GB = 0.6  # CUDA context and libraries; assumed
+WASTE = 0.1  # share of the memory that an allocator loses to fragments; assumed
+UNKNOWN_PROMPT = 128  # tokens, where the model has no tokenizer to count with
+FP32 = 4  # bytes: adapter, optimiser, norms and losses, whatever the precision of the base
+
+# Constants of NF4 a matrix: its code book, the code book of its scales, their offset (bytes).
+NF4_CONSTANTS = 16 * FP32 + 256 * FP32 + FP32
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides its memory: sizes in numbers, not bytes.
+
+    matrices: (inputs, outputs) of each linear layer with an adapter; other: parameters elsewhere.
+    heads, kv_heads: widths of all query heads and of all key heads together.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    heads_count: int
+    inner: int
+    vocab: int
+    matrices: tuple[tuple[int, int], ...]
+    other: int
+
+    @property
+    def weights(self) -> int:
+        return sum(i * o for i, o in self.matrices)
+
+    @property
+    def largest(self) -> int:
+        return max((i * o for i, o in self.matrices), default=0)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step's tokens: rows of `prompt` + `response`, in micro-batches of `batch_rows` rows.
+
+    scored: positions a row whose logits are computed. part: tokens the refiner reads at once.
+    """
+
+    rows: int
+    prompt: int
+    response: int
+    batch_rows: int
+    scored: int
+    part: int
+
+    @property
+    def length(self) -> int:
+        return self.prompt + self.response
+
+
+def estimate(
+    config: RunConfig, vram_gb: float = 8.0, prompt_tokens: int = 0, device: str = ""
+) -> dict[str, Any]:
+    """Peak memory in GB of a run with `config`, and the largest preset that fits in `vram_gb`.
+
+    prompt_tokens: the longest prompt; 0 = that of the task under the model's tokenizer.
+    device: "cpu" or "cuda", whose precisions differ; "" = the configuration's, where auto is cuda.
+    Gives parts_gb (each part at its own largest), phases_gb (what is alive together: while
+    sampling, refining, updating), peak_gb (the largest phase), presets and largest_preset.
+    Raises UserError where the model's configuration cannot be read.
+    """
+    if not (math.isfinite(vram_gb) and vram_gb > 0):
+        raise UserError(f"vram-gb: {vram_gb!r} must be a number above 0")
+    if prompt_tokens < 0:
+        raise UserError(f"prompt-tokens: {prompt_tokens} must be at least 0")
+    device = device or ("cpu" if config.device == "cpu" else "cuda")
+    shape = read_shape(config.model)
+    prompts = _prompt_lengths(config, prompt_tokens)
+    usable = (vram_gb - RESERVE_GB) * (1 - WASTE)
+    presets = {}
+    for name, settings in PRESETS.items():
+        kept = ("model", "task", "constraint", "precision", "max_new_tokens", "lora_rank")
+        preset = RunConfig.from_dict({k: getattr(config, k) for k in kept} | settings)
+        presets[name] = _fit(preset, shape, prompts, device, usable)
+    fitting = [name for name, found in presets.items() if found["fits"]]
+    return {
+        "model": config.model,
+        "precision": config.precision,
+        "device": device,
+        "parameters": shape.weights + shape.other,
+        "prompt_tokens": prompts[1],
+        "max_new_tokens": _response(config),
+        **predict(config, shape, prompts, device),
+        "vram_gb": vram_gb,
+        "usable_gb": max(0.0, usable),
+        "presets": presets,
+        "largest_preset": fitting[-1] if fitting else None,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """What `estimate` returned, as text."""
+    millions = result["parameters"] / 1e6
+    prompt, response = result["prompt_tokens"], result["max_new_tokens"]
+    lines = [
+        f"{result['model']}: {millions:.1f}M parameters, {result['precision']}, {result['device']}",
+        f"prompts of {prompt} and responses of {response} tokens",
+        "",
+        f"{'part, at its largest':<24}{'GB':>9}",
+        *(f"{name.replace('_', ' '):<24}{gb:>9.3f}" for name, gb in result["parts_gb"].items()),
+        "",
+        f"{'alive together while':<24}{'GB':>9}",
+        *(f"{name:<24}{gb:>9.3f}" for name, gb in result["phases_gb"].items()),
+        f"{'peak':<24}{result['peak_gb']:>9.3f}",
+        "",
+        f"of {result['vram_gb']:g} GB, tensors may take {result['usable_gb']:.2f} GB",
+    ]
+    for name, preset in result["presets"].items():
+        fits = f"fits (--sampler {preset['sampler']})" if preset["fits"] else "does not fit"
+        lines.append(f"{name:<24}{preset['peak_gb']:>9.3f}  {fits}")
+    return "\n".join([*lines, f"largest preset that fits: {result['largest_preset'] or 'none'}"])
+
+
+def predict(
+    config: RunConfig, shape: Shape, prompts: tuple[int, int], device: str
+) -> dict[str, Any]:
+    """parts_gb, phases_gb and peak_gb of one run. prompts: the shortest and the longest, tokens."""
+    size = compute_dtype(config.precision, torch.device(device)).itemsize  # bytes of a number
+    work = _work(config, prompts, device)
+    adapter = config.lora_rank * sum(i + o for i, o in shape.matrices)  # A [r, in], B [out, r]
+    cache = _cache(shape, size, work.rows * work.length)
+    kept, redone = _activations(shape, size, work, config)
+    update_logits = _update_logits(shape, size, work)
+    parts = {
+        "base": _base(shape, size, config.precision),
+        "adapter": adapter * FP32,
+        # AdamW's two moments and the gradient; strength needs the constraint's gradient beside it.
+        "optimiser": 5 * adapter * FP32,
+        "activations": kept + redone,
+        "kv_cache": cache,
+        "logits": update_logits,
+        "dense_copy": shape.weights * size if config.sampler == "dense" else 0,
+    }
+    held = sum(parts[p] for p in ("base", "adapter", "optimiser", "dense_copy"))
+    phases = {"sampling": held + cache + _sampling_logits(shape, work)}
+    if config.constraint not in ("none", "kl", "identity"):
+        parts["kv_cache"] = max(cache, _refiner_cache(shape, size, work))
+        refiner_logits = _refiner_logits(shape, size, work)
+        parts["logits"] = max(update_logits, refiner_logits)
+        phases["refining"] = held + _refiner_cache(shape, size, work) + refiner_logits
+    # The backward pass begins at the logits; later it is inside a layer, the logits gone.
+    inside = redone + _backward(shape, size, work)
+    phases["update"] = held + kept + max(update_logits, inside)
+    return {
+        "parts_gb": {name: value / GB for name, value in parts.items()},
+        "phases_gb": {name: value / GB for name, value in phases.items()},
+        "peak_gb": max(phases.values()) / GB,
+    }
+
+
+# Each part, in bytes
+
+
+def _base(shape: Shape, size: int, precision: str) -> float:
+    """NF4: half a byte a weight; a scale of 1 byte a block of 64, which has a 4-byte scale of its
+    own a block of 256. Embeddings, norms and biases stay at `size` bytes a number.
+    """
+    if precision != "nf4":
+        return (shape.weights + shape.other) * size
+    blocks = shape.weights / 64
+    scales = blocks + FP32 * blocks / 256 + len(shape.matrices) * NF4_CONSTANTS
+    return shape.weights / 2 + scales + shape.other * size
+
+
+def _cache(shape: Shape, size: int, tokens: int) -> float:
+    """Keys and values, 2 · layers · kv width a token, and a layer's keys again while they grow."""
+    return tokens * 2 * shape.layers * shape.kv_heads * size * (1 + 0.5 / shape.layers)
+
+
+def _refiner_cache(shape: Shape, size: int, work: Work) -> float:
+    """The refiner reads prompt and response and writes a response; dropping rows copies it all."""
+    return 2 * _cache(shape, size, work.rows * (work.length + work.response))
+
+
+def _sampling_logits(shape: Shape, work: Work) -> float:
+    """Logits, log-probs and probs of every row's next token, fp32."""
+    return 3 * work.rows * shape.vocab * FP32
+
+
+def _refiner_logits(shape: Shape, size: int, work: Work) -> float:
+    """Logits of one part's drafts and of the token behind each."""
+    length = work.length + work.response
+    rows = min(work.rows, max(1, work.part // length))
+    return rows * (work.response + 1) * shape.vocab * size
+
+
+def _activations(shape: Shape, size: int, work: Work, config: RunConfig) -> tuple[float, float]:
+    """What the forward pass of a micro-batch keeps for the backward pass, and what that one redoes.
+
+    With checkpointing every layer keeps its input alone, and one at a time is redone.
+    """
+    tokens = work.batch_rows * work.length
+    layer = tokens * _layer_activations(shape, size, config.lora_rank)
+    final = tokens * shape.hidden * FP32  # what enters the last norm
+    if config.checkpointing:
+        return shape.layers * tokens * shape.hidden * size + final, layer
+    return shape.layers * layer + final, 0.0
+
+
+def _layer_activations(shape: Shape, size: int, rank: int) -> float:
+    """Bytes a token that one layer keeps; frozen weights keep no input, adapters keep theirs.
+
+    In fp32 the adapters of q, k, v share one input, those of gate and up another; in bf16 each
+    casts its own to fp32.
+    """
+    matrices = len(shape.matrices) / shape.layers  # adapters a layer
+    if size == FP32:
+        inputs = 2 * shape.hidden + shape.inner
+    else:
+        inputs = sum(i for i, _ in shape.matrices) / shape.layers
+    norms = 2 * shape.hidden + 2  # what enters each norm, in fp32, and its scale
+    attention = 2 * shape.heads + 2 * shape.kv_heads  # q, k, v and the result
+    mlp = 3 * shape.inner  # gate, its activation, up
+    fp32 = inputs + norms + matrices * rank + shape.heads_count  # a logsumexp a head
+    return fp32 * FP32 + (attention + mlp) * size
+
+
+def _update_logits(shape: Shape, size: int, work: Work) -> float:
+    """Logits of a micro-batch when the backward pass begins: kept, with their gradients.
+
+    fp32: the scaled logits, and three tensors as large on the way back. bf16: the scaled logits,
+    and their gradients row by row, which are then stacked; a row's are worked out in fp32, four
+    tensors (see `objectives.token_log_probs`).
+    """
+    row = work.scored * shape.vocab
+    logits = work.batch_rows * row
+    if size == FP32:
+        return 4 * logits * FP32
+    return 2 * logits * size + max(logits * size, 4 * row * FP32)
+
+
+def _backward(shape: Shape, size: int, work: Work) -> float:
+    """The largest gradients of one layer: of the MLP's inner activations, and a dense weight."""
+    return work.batch_rows * work.length * 3 * shape.inner * size + shape.largest * size
+
+
+# From the settings to the numbers above
+
+
+def _work(config: RunConfig, prompts: tuple[int, int], device: str) -> Work:
+    shortest, longest = prompts
+    response = _response(config)
+    rows = config.prompts * config.group
+    # A changed response brings its refined version with it.
+    sequences = rows if config.constraint in ("none", "kl", "identity") else 2 * rows
+    return Work(
+        rows=rows,
+        prompt=longest,
+        response=response,
+        batch_rows=min(sequences, max(1, config.token_budget // (longest + response))),
+        scored=longest - shortest + response + 1,
+        part=PART_TOKENS.get(device, PART_TOKENS["cpu"]),
+    )
+
+
+def _response(config: RunConfig) -> int:
+    return config.max_new_tokens or load_task(config.task).max_new_tokens
+
+
+def _prompt_lengths(config: RunConfig, prompt_tokens: int) -> tuple[int, int]:
+    """Tokens of the shortest and of the longest prompt."""
+    if prompt_tokens:
+        return prompt_tokens, prompt_tokens
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_path(config.model))
+        prompts = load_task(config.task).prompts("train")
+        lengths = [len(encode_chat(tokenizer, p.messages)) for p in prompts]
+    except (OSError, ValueError):  # no tokenizer, or one without a chat template
+        return UNKNOWN_PROMPT, UNKNOWN_PROMPT
+    return min(lengths), max(lengths)
+
+
+def read_shape(model: str) -> Shape:
+    """Sizes of a model from its config.json, by a model without storage.
+
+    Raises UserError where there is none, or none of a decoder.
+    """
+    try:
+        settings = AutoConfig.from_pretrained(_path(model))
+        with init_empty_weights():
+            net: Any = AutoModelForCausalLM.from_config(settings)
+        net.tie_weights()
+        text = settings.get_text_config()
+        hidden, heads = text.hidden_size, text.num_attention_heads
+    except (OSError, ValueError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"model: {model!r} has no usable config.json ({first})") from None
+    head = net.get_output_embeddings()
+    linear = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    matrices = tuple((m.in_features, m.out_features) for m in linear)
+    width = getattr(text, "head_dim", None) or hidden // heads
+    return Shape(
+        hidden=hidden,
+        layers=text.num_hidden_layers,
+        heads=heads * width,
+        kv_heads=(getattr(text, "num_key_value_heads", None) or heads) * width,
+        heads_count=heads,
+        inner=getattr(text, "intermediate_size", None) or 4 * hidden,
+        vocab=text.vocab_size,
+        matrices=matrices,
+        other=sum(p.numel() for p in net.parameters()) - sum(i * o for i, o in matrices),
+    )
+
+
+def _path(model: str) -> str:
+    return str(TINY_MODEL) if model == "tiny" else model
+
+
+def _fit(
+    config: RunConfig, shape: Shape, prompts: tuple[int, int], device: str, usable: float
+) -> dict[str, Any]:
+    """Whether a preset fits: with a dense copy to sample from if possible, else without."""
+    found: dict[str, Any] = {}
+    for sampler in ("dense", "direct"):
+        peak = predict(replace(config, sampler=sampler), shape, prompts, device)["peak_gb"]
+        found = {"peak_gb": peak, "sampler": sampler, "fits": peak <= usable}
+        if found["fits"]:
+            break
+    return found
