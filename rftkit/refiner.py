@@ -124,8 +124,11 @@ class OnlineRefiner:
     def _refinement(
         self, response: list[int], refined: list[int], rounds: int = 0, why: str = ""
     ) -> Refinement:
-        decode = self.policy.decode
-        pieces = [[self.policy.tokenizer.decode([i]) for i in ids] for ids in (response, refined)]
+        decode, eos = self.policy.decode, self.policy.eos_ids
+        pieces = [
+            [self.policy.tokenizer.decode([i]) for i in ids if i not in eos]
+            for ids in (response, refined)
+        ]
         return Refinement(
             response, refined, decode(response), decode(refined), text_diff(*pieces), why, rounds
         )
