@@ -134,7 +134,13 @@ _LOWEST = {
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu_tiny": {},
     "gpu_8gb": {"prompts": 8, "group": 8, "lr": 2e-5, "token_budget": 4096, "checkpointing": True},
-    "gpu_24gb": {"prompts": 16, "group": 8, "lr": 2e-5, "token_budget": 16384},
+    "gpu_24gb": {
+        "prompts": 16,
+        "group": 8,
+        "lr": 2e-5,
+        "token_budget": 8192,
+        "checkpointing": True,
+    },
 }
 
 

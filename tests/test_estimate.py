@@ -53,7 +53,7 @@ def test_base_and_adapter_are_what_a_loaded_model_holds(precision: str) -> None:
     policy = load_policy("tiny", precision, "cpu", lora_rank=4)
     held = policy.memory_gb()
     scales = 28 * NF4_CONSTANTS / 1e9 if precision == "nf4" else 0.0
-    assert parts["base"] - scales == pytest.approx(held["base"], rel=0.02)
+    assert parts["base"] - scales == pytest.approx(held["base"], rel=0.03)
     assert parts["adapter"] == pytest.approx(held["adapter"])
 
 
