@@ -158,7 +158,9 @@ class KLConstraint(NoConstraint):
 
     def state(self) -> dict[str, torch.Tensor]:
         adapter = self._reference or {}
-        return {"beta": torch.tensor(self.coef, dtype=torch.float64)} | {f"ref.{k}": v for k, v in adapter.items()}
+        return {"beta": torch.tensor(self.coef, dtype=torch.float64)} | {
+            f"ref.{k}": v for k, v in adapter.items()
+        }
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         self.coef = float(state["beta"])
