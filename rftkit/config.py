@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from rftkit.errors import UserError
 
-Constraint = Literal["none", "kl", "dynamic", "identity", "fresh", "random-edit"]
-CONSTRAINTS: tuple[str, ...] = get_args(Constraint)
+CONSTRAINTS = ("none", "kl", "dynamic", "identity", "fresh", "random-edit")
 
 
 @dataclass
@@ -19,7 +18,7 @@ class RunConfig:
     task: Annotated[str, "what to train on: dialogue, code, game, or a task of your own"] = (
         "dialogue"
     )
-    constraint: Annotated[Constraint, "what holds the policy near good text"] = "dynamic"
+    constraint: Annotated[str, "what holds the policy near good text"] = "dynamic"
     coef: Annotated[float | None, "weight of the constraint: β or λ; unset = the tuned one"] = None
     model: Annotated[str, "'tiny', a folder, or a Hugging Face name of a causal LM"] = "tiny"
     precision: Annotated[Literal["nf4", "bf16", "fp32"], "of the frozen base: nf4 is 4-bit"] = "nf4"
@@ -153,6 +152,6 @@ def field_docs() -> dict[str, tuple[Any, str]]:
 
 
 # The fields with a closed set of values.
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {"constraint": CONSTRAINTS} | {
     name: get_args(kind) for name, (kind, _) in field_docs().items() if "Literal" in str(kind)
 }

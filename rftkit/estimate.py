@@ -237,7 +237,7 @@ def _layer_activations(shape: Shape, size: int, rank: int) -> float:
     """
     matrices = len(shape.matrices) / shape.layers  # adapters a layer
     if size == FP32:
-        inputs = 2 * shape.hidden + shape.inner
+        inputs = float(2 * shape.hidden + shape.inner)
     else:
         inputs = sum(i for i, _ in shape.matrices) / shape.layers
     norms = 2 * shape.hidden + 2  # what enters each norm, in fp32, and its scale

@@ -108,7 +108,7 @@ def run_trl(
     known = {p.text: p for p in prompts}
     counts: list[int] = []
 
-    def reward(prompts: Any, completions: Any, completion_ids: Any, **_: Any) -> list[float]:
+    def reward(prompts: Any, completions: Any, completion_ids: Any, **_: Any) -> list[float | None]:
         counts.append(sum(map(len, completion_ids)))
         rows = [known[messages[-1]["content"]] for messages in prompts]
         texts = [completion[0]["content"] for completion in completions]
