@@ -3,6 +3,7 @@
 Names load when they are first used, so that `import rftkit` stays light.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from rftkit.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
+
+# On import it warns of optional CPU kernels; `rftkit doctor` tells whether 4-bit works.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOMES = {
     "OnlineRefiner": "rftkit.refiner",

@@ -25,8 +25,6 @@ from rftkit.errors import UserError
 from rftkit.paths import TINY_MODEL
 
 log = logging.getLogger("rftkit")
-# It logs a warning about optional CPU kernels, whose absence `supports_nf4` would tell.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @dataclass
