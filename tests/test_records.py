@@ -58,13 +58,14 @@ def test_the_readme_holds_the_recorded_numbers() -> None:
 
 
 def test_the_dialogue_result_is_what_the_readme_claims() -> None:
+    """Also the end of it: the goal, 0.93 of the maximum with 3% degenerate, was reached and lost."""
     summary = json.loads((RUNS / "dialogue/summary.json").read_text(encoding="utf-8"))
     none, kl, dynamic = (summary["methods"][name] for name in ("none", "kl", "dynamic"))
     top = summary["gold_max"]
-    assert dynamic["gold_reward"]["mean"] >= 0.93 * top
-    assert dynamic["degenerate"]["mean"] <= 0.03
+    assert dynamic["best_gold_reward"]["mean"] >= 0.97 * top
+    assert dynamic["gold_reward"]["mean"] < 0.1 * top
     assert none["degenerate"]["mean"] >= 0.8
     for other in (none, kl):
-        assert dynamic["gold_reward"]["mean"] - other["gold_reward"]["mean"] >= 0.2 * top
+        assert dynamic["best_gold_reward"]["mean"] - other["best_gold_reward"]["mean"] >= 0.2 * top
     for start, end in dynamic["edit_ratio"]:
         assert end <= start / 5
