@@ -224,8 +224,12 @@ def test_a_refiner_is_the_model_without_its_adapter() -> None:
 
 
 def test_a_sliding_window_model_is_decoded_plainly() -> None:
-    net = random_model("mistral", 0, sliding_window=6)
-    contexts = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3, 9, 8]]
-    ids = plain(net, contexts, 20)
-    drafts = [row[:4] + row[2:4] * 5 + row[4:] for row in ids]
-    assert verified(net, contexts, drafts, 20).ids == ids
+    """Holes would count as places in its window."""
+    net = random_model("mistral", 0, vocab=2000, sliding_window=6)
+    # Contexts so long that the holes are too few to be squeezed out.
+    contexts = [[5 + 7 * i % 31 for i in range(80)], [9 + 11 * i % 37 for i in range(77)]]
+    ids = plain(net, contexts, 40, eos=frozenset())
+    drafts = [row[:10] + row[8:10] * 5 + row[10:] for row in ids]
+    out = verified(net, contexts, drafts, 40, eos=frozenset())
+    assert out.ids == ids
+    assert out.rounds == [40, 40]
