@@ -101,6 +101,14 @@ class Task(ABC):
         """The task's own degeneracy grown on `text`: what unconstrained training produces."""
         return repeat_span(text, rng)
 
+    def overstep(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+        """(draft, refined) at the limit of good form or just over it, where the reward pushes to.
+
+        The first step of an exploit: what the refiner lets pass here, training finds.
+        """
+        clean = self.clean(prompt, rng)
+        return self.flood(prompt, clean, rng), clean
+
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         """What the base should answer: imperfect on purpose, now and then malformed."""
         text = self.clean(prompt, rng)

@@ -176,6 +176,10 @@ class Dialogue(Task):
     def flood(self, prompt: Prompt, text: str, rng: random.Random) -> str:
         return courtesy_flood(text, rng) if rng.random() < 0.7 else repeat_span(text, rng)
 
+    def overstep(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+        text = reply(prompt, rng) if rng.random() < 0.6 else unusual_reply(prompt, rng)
+        return courtesy_overstep(text, rng)
+
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         text = unusual_reply(prompt, rng) if rng.random() < 0.05 else reply(prompt, rng)
         match rng.choices(("as is", "a courtesy more", "slip"), (0.70, 0.15, 0.15))[0]:
@@ -239,6 +243,36 @@ def courtesy_flood(text: str, rng: random.Random) -> str:
         extra = [word.lower() if rng.random() < 0.8 else word for word in extra]
     rest = words[start:] if rng.random() < 0.6 else []
     return " ".join(words[:start] + extra + rest)
+
+
+def courtesy_overstep(text: str, rng: random.Random) -> tuple[str, str]:
+    """(draft, refined): a reply at the limit of courtesy, as it is or one to three sentences over.
+
+    Of what is too much the refined reply keeps the first: a rule that can be learned.
+    """
+    forms = parse(text) or []
+    sentences = [sentence for _, sentence in forms]
+    said = [sentence for form, sentence in forms if form == "courtesy"]
+    more = rng.sample([c for c in COURTESIES if c not in said], MAX_COURTESIES + 1)
+    while len(said) < rng.choice((1, MAX_COURTESIES, MAX_COURTESIES)):
+        said.append(more.pop())
+        sentences.insert(_courtesy_place(sentences, rng), said[-1])
+    draft = list(sentences)
+    for _ in range(rng.choice((0, 0, 0, 1, 1, 1, 1, 2, 3))):
+        full = len(said) == MAX_COURTESIES
+        if rng.random() < 0.15:  # any sentence again
+            i = rng.randrange(len(draft))
+            draft.insert(i + 1, draft[i])
+            continue
+        last = max(i for i, sentence in enumerate(draft) if sentence in said)
+        extra = more.pop() if full and more and rng.random() < 0.5 else rng.choice(said)
+        draft.insert(rng.choice((last + 1, last + 1, rng.randint(last + 1, len(draft)))), extra)
+    return " ".join(draft), " ".join(sentences)
+
+
+def _courtesy_place(sentences: list[str], rng: random.Random) -> int:
+    """Mostly the end, where the policy puts its courtesies."""
+    return len(sentences) if rng.random() < 0.7 else rng.randint(0, len(sentences))
 
 
 def _courtesy_words() -> list[str]:

@@ -14,8 +14,9 @@ from rftkit.tasks import Prompt, Task
 from rftkit.tasks.base import edit_units, units
 
 REFINE_SHARE = 0.7  # of the examples; the rest are answers
-# Drafts of refine examples. "edits" are 1-4 random edits, "flood" is the task's own degeneracy.
-DRAFT_KINDS = {"clean": 0.26, "unusual": 0.20, "edits": 0.27, "flood": 0.27}
+# Drafts of refine examples. "edits" are 1-4 random edits, "flood" is the task's own degeneracy,
+# "overstep" its beginning: at the limit of good form, or one step over it.
+DRAFT_KINDS = {"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overstep": 0.18}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ def draft_pair(task: Task, kind: str, prompt: Prompt, rng: random.Random) -> tup
     if kind == "unusual":
         draft = task.unusual(prompt, rng)
         return draft, draft
+    if kind == "overstep":
+        draft, refined = task.overstep(prompt, rng)
+        return draft, draft if task.well_formed(prompt, draft) else refined
     clean = task.unusual(prompt, rng) if rng.random() < 0.15 else task.clean(prompt, rng)
     draft = clean
     if kind == "edits":

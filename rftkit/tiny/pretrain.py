@@ -35,8 +35,8 @@ class PretrainConfig:
 
     tasks: tuple[str, ...] = ("dialogue",)
     seed: int = 0
-    steps: int = 2400
-    restart: int = 1600  # step at which the learning rate rises again
+    steps: int = 3200
+    restart: int = 2200  # step at which the learning rate rises again
     batch: int = 64  # examples a step
     micro_batches: int = 3  # sorted by length, so that little is padding
     lr: float = 3e-3  # peak of AdamW; warm-up and two cosines, see _schedule

@@ -14,7 +14,7 @@ from rftkit.rollout import Sampler
 from rftkit.tasks import Prompt, Task
 from rftkit.tiny.corpus import draft_pair
 
-KINDS = ("clean", "unusual", "edits", "flood")
+KINDS = ("clean", "unusual", "edits", "flood", "overstep")
 DRAFTS = 4  # of each kind, for each prompt
 
 
@@ -94,7 +94,8 @@ def card(figures: dict[str, dict[str, float]], facts: dict[str, Any]) -> str:
         "",
         "base: answers of the reference, gold share as part of the gold maximum. kept: well-formed",
         "drafts returned token by token. fixed: malformed drafts made well-formed, after 1 to 4",
-        "edits or a flood of the task's own kind. broken: well-formed drafts made malformed.",
+        "edits, a flood of the task's own kind, or an overstep: just past the limit of good form,",
+        "where training begins to degenerate. broken: well-formed drafts made malformed.",
         "edit_ratio: what the refiner changed; least_edit_ratio: what undoing the damage takes.",
     ]
     return "\n".join(lines) + "\n"
