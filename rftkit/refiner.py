@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -103,6 +104,7 @@ class OnlineRefiner:
                 max_new_tokens=self.max_new_tokens,
                 eos_ids=self.policy.eos_ids,
                 pad_id=self.policy.pad_id,
+                groups=[len(list(run)) for _, run in groupby(prompts)],
             )
         self.passes += out.passes
         rows = zip(responses, out.ids, out.rounds, strict=True)
