@@ -17,7 +17,7 @@ from rftkit.constraints import MicroBatch, NoConstraint, Pull
 from rftkit.models import Policy
 from rftkit.objectives import normaliser, policy_gradient_loss, truncated_weights
 from rftkit.rollout import Rollouts
-from rftkit.scoring import micro_batches, pad_rows, target_log_probs
+from rftkit.scoring import pad_rows, target_batches, target_log_probs
 
 
 @dataclass
@@ -84,9 +84,8 @@ def losses(
     tokens = float(mask.sum().clamp(min=1))
     sft_total = float(sum(len((pull.refinements or [])[i].refined_ids) for i in pull.sft_rows))
     every = sequences(batch)
-    for group in micro_batches(
-        [len(s.context) + len(s.target) for s in every], config.token_budget
-    ):
+    contexts, targets = [s.context for s in every], [s.target for s in every]
+    for group in target_batches(policy.model, contexts, targets, config.token_budget):
         part = [every[i] for i in group]
         logp, seen = target_log_probs(
             policy.model, [s.context for s in part], [s.target for s in part], config.temperature

@@ -8,7 +8,7 @@ from test_models import nudge
 from rftkit import load_policy
 from rftkit.models import Policy
 from rftkit.rollout import Sampler, generate
-from rftkit.scoring import micro_batches, score_targets, target_log_probs
+from rftkit.scoring import micro_batches, score_targets, target_batches, target_log_probs
 from rftkit.tasks import Prompt
 
 PROMPTS = [Prompt(({"role": "user", "content": t},)) for t in ("a", "some more words", "hi there")]
@@ -94,6 +94,43 @@ def test_log_probs_do_not_depend_on_padding_or_on_the_micro_batch(policy: Policy
         together = score_targets(policy.model, contexts, targets, budget)
         for a, b in zip(alone, together, strict=True):
             torch.testing.assert_close(a.detach(), b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_context_read_once_for_all_its_rows_changes_neither_values_nor_gradients(
+    kind: str,
+) -> None:
+    policy = load_policy(model_folder(kind))
+    nudge(policy, 0.2)
+    contexts = [[8] * 3, [9, 8, 7, 6, 5], [8] * 3, [9, 8, 7, 6, 5], [8] * 3]
+    targets = [[20, 21, 1], [22, 1], [23, 24, 25, 26], [1], [20]]
+
+    def gradients(rows: list[list[int]]) -> list[torch.Tensor]:
+        loss = torch.tensor(0.0)
+        for part in rows:
+            logp, _ = target_log_probs(
+                policy.model, [contexts[i] for i in part], [targets[i] for i in part]
+            )
+            loss = loss + sum(logp[n].sum() * (i + 1) for n, i in enumerate(part))
+        return [loss.detach(), *torch.autograd.grad(loss, policy.parameters())]
+
+    alone = gradients([[i] for i in range(5)])
+    for groups in ([[0, 1, 2, 3, 4]], target_batches(policy.model, contexts, targets, 20)):
+        for a, b in zip(alone, gradients(groups), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 15, 30, 1000])
+def test_batches_of_shared_contexts_keep_the_budget_and_lose_no_row(budget: int) -> None:
+    net = load_policy(model_folder()).model
+    contexts = [[7] * n for n in (3, 5, 3, 8, 5, 3)]
+    targets = [[1] * n for n in (4, 2, 9, 1, 6, 4)]
+    groups = target_batches(net, contexts, targets, budget)
+    assert sorted(i for g in groups for i in g) == list(range(6))
+    for group in groups:
+        read = {tuple(contexts[i]) for i in group}
+        cost = len(read) * max(map(len, read)) + len(group) * max(len(targets[i]) for i in group)
+        assert cost <= budget or len(group) == 1
 
 
 def test_micro_batches_keep_the_budget_and_lose_no_row() -> None:
