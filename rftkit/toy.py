@@ -220,10 +220,12 @@ def cafe() -> Scene:
 class FourRollouts(NamedTuple):
     """One group of four rollouts, with the probability of each token rather than its log.
 
-    rewards [1, 4]; mask and probabilities [4, 2] under the policy now, under the policy that
+    responses: c for a coffee, t for thanks, "." for EOS. rewards [1, 4]: 1 where there is a coffee.
+    mask and probabilities [4, 3], 1 on padding: under the policy now, under the policy that
     sampled, and under the reference.
     """
 
+    responses: tuple[str, ...]
     rewards: Tensor
     mask: Tensor
     probs: Tensor
@@ -231,10 +233,17 @@ class FourRollouts(NamedTuple):
     ref_probs: Tensor
 
 
+def _double(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 FOUR_ROLLOUTS = FourRollouts(
-    rewards=torch.tensor([[1.0, 1.0, 0.0, 0.0]], dtype=torch.float64),
-    mask=torch.tensor([[1, 1], [1, 1], [1, 0], [1, 0]]),
-    probs=torch.tensor([[1 / 2, 1 / 4], [1 / 2, 1 / 8], [1 / 2, 1], [1 / 4, 1]]).double(),
-    old_probs=torch.tensor([[1 / 4, 1 / 4], [1 / 2, 1 / 4], [1 / 4, 1], [1 / 2, 1]]).double(),
-    ref_probs=torch.tensor([[1 / 4, 1 / 4], [1 / 4, 1 / 4], [1 / 2, 1], [1 / 2, 1]]).double(),
+    responses=("c.", "ct.", "t.", "tt."),
+    rewards=_double([1, 1, 0, 0]),
+    mask=torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 0], [1, 1, 1]]),
+    probs=_double(
+        [1 / 2, 1 / 4, 1], [1 / 2, 1 / 4, 1 / 4], [1 / 4, 1 / 2, 1], [1 / 4, 1 / 4, 1 / 2]
+    ),
+    old_probs=_double([1 / 4, 1 / 2, 1], [1 / 4] * 3, [1 / 2, 1 / 4, 1], [1 / 2, 1 / 4, 1 / 4]),
+    ref_probs=_double([1 / 4, 1 / 2, 1], [1 / 4] * 3, [1 / 4, 1 / 2, 1], [1 / 4, 1 / 8, 1 / 4]),
 )

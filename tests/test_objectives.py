@@ -52,14 +52,14 @@ def gradient(loss: Tensor, parameter: Tensor) -> Tensor:
     return torch.autograd.grad(loss, parameter)[0]
 
 
-# Four rollouts by hand: the numbers that the notebook works out.
+# Four rollouts by hand: the numbers that the notebooks work out.
 #
-# Tokens:            first rollout  second         third  fourth
-# policy now         1/2  1/4       1/2  1/8       1/2    1/4
-# when sampled       1/4  1/4       1/2  1/4       1/4    1/2
-# ratio              2    1         1    1/2       2      1/2
-# reference          1/4  1/4       1/4  1/4       1/2    1/2
-# reward             1              1              0      0
+# Response:          c .        ct .           t .        tt .
+# policy now         1/2 1/4    1/2 1/4 1/4    1/4 1/2    1/4 1/4 1/2
+# when sampled       1/4 1/2    1/4 1/4 1/4    1/2 1/4    1/2 1/4 1/4
+# ratio               2  1/2     2   1   1     1/2  2     1/2  1   2
+# reference          1/4 1/2    1/4 1/4 1/4    1/4 1/2    1/4 1/8 1/4
+# reward             1          1              0          0
 
 
 @pytest.fixture
@@ -81,71 +81,96 @@ def test_advantages_by_hand() -> None:
     close(group_advantages(FOUR_ROLLOUTS.rewards, "rloo"), [[2 / 3, 2 / 3, -2 / 3, -2 / 3]])
 
 
+def test_the_four_rollouts_can_come_from_one_policy_each() -> None:
+    for table in (FOUR_ROLLOUTS.probs, FOUR_ROLLOUTS.old_probs, FOUR_ROLLOUTS.ref_probs):
+        following: dict[str, dict[str, float]] = {}
+        for response, row in zip(FOUR_ROLLOUTS.responses, table.tolist(), strict=True):
+            for t, token in enumerate(response):
+                known = following.setdefault(response[:t], {})
+                assert known.setdefault(token, row[t]) == row[t]
+        assert all(sum(after.values()) <= 1 for after in following.values())
+
+
 def test_on_policy_loss_by_hand(logp: Tensor) -> None:
-    # Every ratio is 1, and old_logp carries no gradient: the sum of the tokens' advantages is
-    # 2 + 2 - 1 - 1 = 2, over 6 tokens.
+    # Every ratio is 1: the tokens' advantages sum to 2 + 3 - 2 - 3 = 0. The gradient is not 0,
+    # for old_logp carries none.
     loss, clip_fraction = policy_gradient_loss(logp, logp, GRPO, MASK, 0.25, 0.5)
-    close(loss, -1 / 3)
+    close(loss, 0)
     close(clip_fraction, 0)
-    # d loss / d logp = -A / 6
-    close(gradient(loss, logp), [[-1 / 6, -1 / 6], [-1 / 6, -1 / 6], [1 / 6, 0], [1 / 6, 0]])
+    # d loss / d logp = -A / 10
+    down, up = -1 / 10, 1 / 10
+    close(gradient(loss, logp), [[down, down, 0], [down] * 3, [up, up, 0], [up] * 3])
 
 
 # Clipped to [3/4, 3/2], min(ratio A, clipped A) by token:
-#   first   min(2, 3/2) = 3/2  clipped     second  1
-#           1                                      min(1/2, 3/4) = 1/2
-#   third   min(-2, -3/2) = -2             fourth  min(-1/2, -3/4) = -3/4  clipped
+#   first   min(2, 3/2) = 3/2 clipped, min(1/2, 3/4) = 1/2
+#   second  3/2 clipped, 1, 1
+#   third   min(-1/2, -3/4) = -3/4 clipped, min(-2, -3/2) = -2
+#   fourth  -3/4 clipped, -1, -2
 # A free token's gradient is -A ratio / normaliser, a clipped one's is 0.
 
 
 @pytest.mark.parametrize(
     ("aggregate", "loss", "grad"),
     [
-        # (5/2 + 3/2 - 2 - 3/4) / 6 tokens = 5/24
-        ("token", -5 / 24, [[0, -1 / 6], [-1 / 6, -1 / 12], [1 / 3, 0], [0, 0]]),
-        # means 5/4, 3/4, -2, -3/4 over 4 responses = -3/16
-        ("sequence", 3 / 16, [[0, -1 / 8], [-1 / 8, -1 / 16], [1 / 2, 0], [0, 0]]),
-        # 5/4 / (4 responses of at most 2 tokens) = 5/32
-        ("constant", -5 / 32, [[0, -1 / 8], [-1 / 8, -1 / 16], [1 / 4, 0], [0, 0]]),
+        # (2 + 7/2 - 11/4 - 15/4) / 10 tokens = -1/10
+        (
+            "token",
+            1 / 10,
+            [[0, -1 / 20, 0], [0, -1 / 10, -1 / 10], [0, 1 / 5, 0], [0, 1 / 10, 1 / 5]],
+        ),
+        # means 1, 7/6, -11/8, -5/4 over 4 responses = -11/96
+        (
+            "sequence",
+            11 / 96,
+            [[0, -1 / 16, 0], [0, -1 / 12, -1 / 12], [0, 1 / 4, 0], [0, 1 / 12, 1 / 6]],
+        ),
+        # -1 / (4 responses of at most 3 tokens) = -1/12
+        (
+            "constant",
+            1 / 12,
+            [[0, -1 / 24, 0], [0, -1 / 12, -1 / 12], [0, 1 / 6, 0], [0, 1 / 12, 1 / 6]],
+        ),
     ],
 )
 def test_clipped_loss_by_hand(
     logp: Tensor, aggregate: Aggregate, loss: float, grad: list[list[float]]
 ) -> None:
-    total = normaliser(MASK, aggregate, max_tokens=2)
+    total = normaliser(MASK, aggregate, max_tokens=3)
     result = policy_gradient_loss(logp, OLD_LOGP, GRPO, MASK, 0.25, 0.5, aggregate, total=total)
     close(result.loss, loss)
-    close(result.clip_fraction, 2 / 6)
+    close(result.clip_fraction, 4 / 10)
     close(gradient(result.loss, logp), grad)
 
 
 def test_kl_by_hand(logp: Tensor) -> None:
-    # rho = 1/2 at two tokens, 2 at two, 1 at two.
-    close(kl_k1(logp, REF_LOGP, MASK), [[LN2, 0], [LN2, -LN2], [0, 0], [-LN2, 0]])
+    # rho: 1/2 2, 1/2 1 1, 1 1, 1 1/2 1/2
+    close(kl_k1(logp, REF_LOGP, MASK), [[LN2, -LN2, 0], [LN2, 0, 0], [0, 0, 0], [0, LN2, LN2]])
     half = LN2**2 / 2
-    close(kl_k2(logp, REF_LOGP, MASK), [[half, 0], [half, half], [0, 0], [half, 0]])
+    close(kl_k2(logp, REF_LOGP, MASK), [[half, half, 0], [half, 0, 0], [0] * 3, [0, half, half]])
     low, high = LN2 - 1 / 2, 1 - LN2  # 1/2 - 1 + ln 2 and 2 - 1 - ln 2
-    close(kl_k3(logp, REF_LOGP, MASK), [[low, 0], [low, high], [0, 0], [high, 0]])
+    close(kl_k3(logp, REF_LOGP, MASK), [[low, high, 0], [low, 0, 0], [0, 0, 0], [0, low, low]])
     # d k1 = 1, d k2 = -log rho, d k3 = 1 - rho, with respect to logp
     assert gradient(kl_k1(logp, REF_LOGP)[0, 0], logp)[0, 0] == 1
     close(gradient(kl_k2(logp, REF_LOGP)[0, 0], logp)[0, 0], LN2)
-    close(gradient(kl_k3(logp, REF_LOGP)[3, 0], logp)[3, 0], -1)
+    close(gradient(kl_k3(logp, REF_LOGP)[0, 1], logp)[0, 1], -1)
 
 
 def test_k1_in_the_reward_by_hand(logp: Tensor) -> None:
-    # k1 summed over tokens: ln 2, 0, 0, -ln 2.
+    # k1 summed over tokens: 0, ln 2, 0, 2 ln 2.
     penalised = k1_penalised_rewards(FOUR_ROLLOUTS.rewards[0], logp, REF_LOGP, MASK, beta=0.5)
-    close(penalised, [1 - LN2 / 2, 1, 0, LN2 / 2])
+    close(penalised, [1, 1 - LN2 / 2, 0, -LN2])
     assert not penalised.requires_grad
 
 
 def test_sft_loss_by_hand(logp: Tensor) -> None:
-    # -log2: 1 + 2 + 1 + 3 + 1 + 2 = 10 over 6 tokens (a mean of means would be 27/16).
-    close(sft_loss(logp, MASK), 10 / 6 * LN2)
-    # The second twice and the fourth not at all: 1 + 2 + 2 (1 + 3) + 1 = 12 over 7 tokens.
-    counts = torch.tensor([1, 2, 1, 0])
-    close(sft_loss(logp, MASK, counts=counts), 12 / 7 * LN2)
-    close(sft_loss(logp, MASK, 14.0, counts), 12 / 14 * LN2)
+    # -log2: (1 + 2) + (1 + 2 + 2) + (2 + 1) + (2 + 2 + 1) = 16 over 10 tokens
+    # (a mean of means would be 19/12).
+    close(sft_loss(logp, MASK), 16 / 10 * LN2)
+    # The second three times and the fourth not at all: 3 + 3 * 5 + 3 = 21 over 13 tokens.
+    counts = torch.tensor([1, 3, 1, 0])
+    close(sft_loss(logp, MASK, counts=counts), 21 / 13 * LN2)
+    close(sft_loss(logp, MASK, 26.0, counts), 21 / 26 * LN2)
 
 
 # Log-probabilities and entropy
@@ -354,7 +379,7 @@ def test_an_empty_mask_gives_zero_with_a_gradient(logp: Tensor) -> None:
         policy_gradient_loss(logp, OLD_LOGP, GRPO, none, 0.2, 0.3, "sequence").loss,
     ):
         close(loss, 0)
-        close(gradient(loss, logp), torch.zeros(4, 2))
+        close(gradient(loss, logp), torch.zeros(4, 3))
 
 
 def test_a_huge_ratio_stays_finite() -> None:
@@ -373,8 +398,9 @@ def test_weights_are_truncated_and_carry_no_gradient() -> None:
 
 def test_weights_scale_the_gradient_and_have_none(logp: Tensor) -> None:
     loss, _ = policy_gradient_loss(logp, logp, GRPO, MASK, 0.2, 0.3, weights=logp.exp())
-    # -A probability / 6
-    expected = [[-1 / 12, -1 / 24], [-1 / 12, -1 / 48], [1 / 12, 0], [1 / 24, 0]]
+    # -A probability / 10
+    once, twice = 1 / 40, 1 / 20
+    expected = [[-twice, -once, 0], [-twice, -once, -once], [once, twice, 0], [once, once, twice]]
     close(gradient(loss, logp), expected)
 
 
