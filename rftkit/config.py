@@ -26,7 +26,7 @@ class RunConfig:
         Literal["auto", "cpu", "cuda", "mps"], "auto takes cuda, then mps, then cpu"
     ] = "auto"
     seed: Annotated[int, "decides prompts, samples and the adapter's first weights"] = 0
-    steps: Annotated[int, "updates of the policy"] = 150
+    steps: Annotated[int, "updates of the policy"] = 200
 
     prompts: Annotated[int, "different prompts a step"] = 8
     group: Annotated[int, "responses a prompt; advantages compare within the group"] = 8
