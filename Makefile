@@ -6,7 +6,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format notebooks lab clean
+.PHONY: help demo test lint types format lessons notebooks lab clean
 
 help: ## list these targets
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ types: $(STAMP) ## mypy
 format: $(STAMP) ## ruff, fixing what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lessons: $(STAMP) ## run every lesson and write its outputs and its cost back
+	$(BIN)/python -m rftkit.lessons notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 notebooks: $(STAMP) ## run every lesson from top to bottom
 	$(BIN)/python -m pytest --nbval-lax notebooks

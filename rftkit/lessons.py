@@ -1,0 +1,114 @@
+"""Runs lessons the way they are kept: `python -m rftkit.lessons notebooks/01_*.ipynb`.
+
+Each notebook runs from a clean kernel and is written back with its outputs, without what changes
+from run to run or from machine to machine. What a lesson took goes to measured.json beside it, and
+from there into the box at its top. For reading and editing lessons use JupyterLab.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+from rftkit.runs import write_text
+
+CELL_SECONDS = 120
+_BOX = re.compile(r"(<!-- measured -->).*?(<!-- end -->)", re.DOTALL)
+_METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def execute(notebook: NotebookNode, folder: Path) -> dict[str, float]:
+    """Run all cells in `folder`, outputs in place; returns seconds and peak GB of the kernel.
+
+    The kernel's start is not counted, imports are. Raises CellExecutionError where a cell fails.
+    """
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        store_widget_state=False,
+    )
+    with client.setup_kernel():
+        start = time.perf_counter()
+        for index, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, index)
+        seconds = time.perf_counter() - start
+        kernel: Any = client.km
+        gb = _peak_gb(kernel.provisioner.pid)
+    return {"seconds": round(seconds), "gb": round(gb, 1)}
+
+
+def _peak_gb(pid: int) -> float:
+    """Largest resident size of a process so far, in GB; on macOS its present one."""
+    status = Path(f"/proc/{pid}/status")
+    if status.exists():
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
+    memory = psutil.Process(pid).memory_info()
+    return getattr(memory, "peak_wset", memory.rss) / 1e9
+
+
+def tidy(notebook: NotebookNode) -> None:
+    """Drop widget state, the Python version and other metadata that only make diffs longer."""
+    notebook.metadata = nbformat.from_dict(_METADATA)
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict(
+            {key: value for key, value in cell.metadata.items() if key in ("tags", "alt")}
+        )
+
+
+def fill(text: str, measured: dict[str, dict[str, float]]) -> str:
+    """`text` with the box's line rewritten from {device: {"seconds", "gb"}}."""
+    parts = [f"{_duration(m['seconds'])} and {m['gb']:g} GB on {d}" for d, m in measured.items()]
+    line = f"{'; '.join(parts)}"
+    return _BOX.sub(lambda found: found[1] + line + found[2], text)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def device_name() -> str:
+    """The device a lesson uses here, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores"
+
+
+def run(path: Path) -> None:
+    """Run one notebook and write it back; if it has a box, record what it took."""
+    notebook: Any = nbformat.read(path, as_version=4)
+    cost = execute(notebook, path.parent)
+    tidy(notebook)
+    if _BOX.search(notebook.cells[0].source):
+        place = path.with_name("measured.json")
+        record = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+        record.setdefault(path.stem, {})[device_name()] = cost
+        write_text(place, json.dumps(record, indent=1, sort_keys=True) + "\n")
+        notebook.cells[0].source = fill(notebook.cells[0].source, record[path.stem])
+    nbformat.validate(notebook)
+    write_text(path, nbformat.writes(notebook) + "\n")
+    print(f"{path}: {cost['seconds']:.0f} s, {cost['gb']:g} GB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Run notebooks in place.")
+    parser.add_argument("notebooks", nargs="+", type=Path)
+    for given in parser.parse_args().notebooks:
+        run(given)

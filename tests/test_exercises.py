@@ -1,0 +1,79 @@
+"""Every exercise with the right answer and typical wrong ones, worked out on paper."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rftkit.errors import UserError
+from rftkit.exercises import check, exercises
+
+
+def rloo(rewards: Tensor) -> Tensor:
+    n = rewards.shape[-1]
+    rows = [[r - (sum(row) - r) / (n - 1) for r in row] for row in rewards.tolist()]
+    return torch.tensor(rows)
+
+
+# Name: the right answer, then wrong ones, each with a word of the hint it must get.
+ON_PAPER: dict[str, tuple[Any, dict[str, Any]]] = {
+    "01.1": (-math.sqrt(3), {"minus the mean": -3 / 4, "sample": -1.5, "sign": 1.7320}),
+    "01.2": (0.05, {"as it was": 0.1, "smaller": -0.05, "sum": 0.5, "padding": 0.5 / 12}),
+    "01.3": (1, {"Dr. GRPO": 10, "divides": 0.1}),
+    "01.4": (
+        rloo,
+        {"included": lambda r: r - r.mean(-1, keepdim=True), "stops": lambda r: r + "x"},
+    ),
+}
+
+
+def test_every_exercise_is_worked_out_here() -> None:
+    assert list(exercises()) == list(ON_PAPER)
+    assert all(len(wrong) >= 2 for _, wrong in ON_PAPER.values())
+
+
+@pytest.mark.parametrize("name", ON_PAPER)
+def test_the_right_answer_is_right_because(name: str) -> None:
+    verdict = check(name, ON_PAPER[name][0])
+    assert verdict.right
+    assert repr(verdict).startswith(f"{name} right, because ")
+
+
+@pytest.mark.parametrize("name", ON_PAPER)
+def test_a_typical_mistake_gets_its_own_hint(name: str) -> None:
+    for word, answer in ON_PAPER[name][1].items():
+        verdict = check(name, answer)
+        assert not verdict.right
+        assert word in verdict.text
+
+
+@pytest.mark.parametrize(("name", "exercise"), exercises().items())
+def test_no_mistake_is_taken_for_another_or_for_right(name: str, exercise: Any) -> None:
+    for mistake, hint in exercise.mistakes:
+        assert check(name, mistake()).text == f"{name} not yet. {hint}"
+
+
+@pytest.mark.parametrize("name", ON_PAPER)
+@pytest.mark.parametrize("answer", ["no idea", 12345.6, [], object()], ids=str)
+def test_any_other_answer_gets_a_hint_too(name: str, answer: Any) -> None:
+    verdict = check(name, answer)
+    assert not verdict.right
+    assert exercises()[name].otherwise in verdict.text
+
+
+def test_an_open_exercise_says_what_to_do() -> None:
+    assert check("01.1", None).text == "01.1 is open: put your answer in place of None."
+
+
+def test_two_digits_are_nearly_right() -> None:
+    assert check("01.1", -1.7).text == "01.1 nearly: give three digits."
+    assert check("01.1", torch.tensor(-1.73)).right
+
+
+def test_an_unknown_exercise_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"'01\.9' is unknown; choose one of 01\.1, 01\.2"):
+        check("01.9", 1)
