@@ -253,6 +253,8 @@ def _lab(arguments: Arguments) -> int:
 
 def _config(arguments: Arguments) -> RunConfig:
     given = {k: v for k, v in vars(arguments).items() if k in field_docs() and v is not None}
+    if given.get("data") and given.get("reward"):
+        given = {"task": "own"} | given
     return RunConfig.from_dict(PRESETS[getattr(arguments, "preset", "cpu_tiny")] | given)
 
 

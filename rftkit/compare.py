@@ -47,13 +47,13 @@ def compare(
     `out` are kept, unfinished ones resumed.
     """
     from rftkit.plots import save_curves
-    from rftkit.tasks import load_task
+    from rftkit.tasks import task_of
 
     out = Path(out)
     base = replace(config or RunConfig(), task=task, **settings)
     if not constraints or not seeds:
         raise UserError("compare needs at least one constraint and one seed")
-    gold_max = load_task(task).gold_max
+    gold_max = task_of(base).gold_max
     configs = [
         RunConfig.from_dict(base.to_dict() | {"constraint": name, "seed": seed})
         for name in sorted(set(constraints), key=_SLOW_FIRST.index)

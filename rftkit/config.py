@@ -15,9 +15,13 @@ CONSTRAINTS = ("none", "kl", "dynamic", "identity", "fresh", "random-edit")
 class RunConfig:
     """Settings of one training run. The default is the `cpu_tiny` preset."""
 
-    task: Annotated[str, "what to train on: dialogue, code, game, or a task of your own"] = (
-        "dialogue"
-    )
+    task: Annotated[
+        str, "what to train on: dialogue, code, game, or own (with data and reward)"
+    ] = "dialogue"
+    data: Annotated[str, "JSONL file of your own prompts instead of the task's"] = ""
+    reward: Annotated[
+        str, "your own reward as module:function, called like TRL's reward functions"
+    ] = ""
     constraint: Annotated[str, "what holds the policy near good text"] = "dynamic"
     coef: Annotated[float | None, "weight of the constraint: β or λ; unset = the tuned one"] = None
     model: Annotated[str, "'tiny', a folder, or a Hugging Face name of a causal LM"] = "tiny"
@@ -73,6 +77,10 @@ class RunConfig:
         Literal["all", "changed"], "refined responses to learn from: all, or only the changed"
     ] = "all"
 
+    edit_limit: Annotated[
+        float, "an instruct model's refinement with a larger edit ratio is refused"
+    ] = 0.5
+
     eval_every: Annotated[int, "steps between evaluations on held-out prompts"] = 10
     eval_prompts: Annotated[int, "held-out prompts an evaluation, one response each"] = 128
     strength_every: Annotated[int, "steps between measurements of strength (costs a backward)"] = 5
@@ -123,6 +131,7 @@ _LOWEST = {
     "kl_target": 0,
     "reference_reset": 0,
     "eval_every": 1,
+    "edit_limit": 0,
     "eval_prompts": 1,
     "strength_every": 1,
     "save_every": 1,

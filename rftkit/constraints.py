@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rftkit.config import RunConfig
-from rftkit.errors import UserError
+from rftkit.instruct import FALLBACKS
 from rftkit.models import Policy
 from rftkit.objectives import (
     KL_ESTIMATORS,
@@ -182,12 +182,8 @@ class DynamicConstraint(NoConstraint):
     def __init__(self, policy: Policy, config: RunConfig, refiner: OnlineRefiner | None = None):
         super().__init__(policy, config)
         if refiner is None:
-            if not policy.refines_natively:
-                raise UserError(
-                    f"model: {policy.name!r} has no refiner roles in its tokenizer; "
-                    "use 'tiny' or a model pre-trained with `rftkit pretrain`"
-                )
-            refiner = REFINERS[self.refiner_name](policy, config.max_new_tokens)
+            make = REFINERS[self.refiner_name]
+            refiner = make(policy, config.max_new_tokens, config.edit_limit)
         self.refiner = refiner
 
     def prepare(self, rollouts: Rollouts, seed: int) -> Pull:
@@ -195,10 +191,16 @@ class DynamicConstraint(NoConstraint):
         before = self.refiner.passes
         refined = self.refiner.refine_ids(messages, rollouts.response_ids, seed)
         changed = [i for i, r in enumerate(refined) if r.changed]
+
+        def refused(why: str) -> float:
+            return fmean(r.fallback == why for r in refined)
+
         metrics = {
             "edit_ratio": fmean(r.edit_ratio for r in refined),
             "changed": len(changed) / len(refined),
             "refused": fmean(bool(r.fallback) for r in refined),
+            **{f"refused_{why.replace(' ', '_')}": refused(why) for why in FALLBACKS},
+            "stripped": fmean(r.stripped for r in refined),
             "refiner_passes": self.refiner.passes - before,
         }
         rows = changed if self.config.sft_on == "changed" else list(range(len(refined)))

@@ -1,7 +1,8 @@
 """The online refiner: the reference model writes a minimally corrected version of each response.
 
-It works on token ids, so that an unchanged response stays the same tokens. The controls that
-isolate the idea (identity, fresh, random-edit) share its interface.
+It works on token ids, so that an unchanged response stays the same tokens. The embedded model was
+trained to refine; how an instruct model is asked to stands in `rftkit.instruct`. The controls that
+isolate the idea (identity, fresh, random-edit) share the refiner's interface.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rapidfuzz.distance import Levenshtein
 
 from rftkit.decoding import verify_decode
 from rftkit.diff import text_diff
+from rftkit.instruct import Answer, InstructForm
 from rftkit.metrics import edit_ratio
 from rftkit.models import Policy
 from rftkit.rollout import generate
@@ -30,7 +32,8 @@ class Refinement:
     """One response and its refined version; ids include EOS where there is one.
 
     fallback says why the refiner's text was refused and the response kept ("" = it was not).
-    rounds counts the forward passes that it took, 0 for a control that takes none.
+    rounds counts the forward passes that it took, 0 for a control that takes none. stripped: a
+    preamble or a fence around the refiner's text was left out.
     """
 
     response_ids: list[int]
@@ -40,6 +43,7 @@ class Refinement:
     diff: list[list[str]]
     fallback: str = ""
     rounds: int = 0
+    stripped: bool = False
 
     @property
     def changed(self) -> bool:
@@ -61,17 +65,51 @@ class Refinement:
         }
 
 
+class NativeForm:
+    """The embedded model's own roles: it reads a draft turn and writes the refined turn."""
+
+    shares_start = False
+
+    def __init__(self, policy: Policy, max_new_tokens: int):
+        self.policy, self.limit = policy, max_new_tokens
+
+    def context(self, messages: Messages, response: Sequence[int]) -> list[int]:
+        """Ids of the refiner's prompt, up to where the refined response begins."""
+        ids = list(response)
+        while ids and ids[-1] in self.policy.eos_ids:
+            ids.pop()
+        draft: list[dict[str, Any]] = [*messages, {"role": "draft", "content": ids}]
+        return self.policy.encode_chat(draft)
+
+    def draft(self, response: Sequence[int]) -> list[int]:
+        """The answer to expect: the response itself."""
+        return list(response)
+
+    def read(self, response: Sequence[int], written: Sequence[int]) -> Answer:
+        """A refinement that ends without EOS is refused: the response stays."""
+        if written[-1] not in self.policy.eos_ids:
+            return Answer(list(response), "cut off")
+        return Answer(list(written))
+
+
 class OnlineRefiner:
     """R(x, y): greedy decoding of the reference, which sees the prompt and the response.
 
-    Nothing trains through it. A refinement that ends without EOS is refused: the response stays.
+    Nothing trains through it. Where its answer is no refinement, the response stays (`fallback`).
     """
 
     name = "dynamic"
 
-    def __init__(self, policy: Policy, max_new_tokens: int = 64):
+    def __init__(self, policy: Policy, max_new_tokens: int = 64, edit_limit: float = 0.5):
+        """max_new_tokens: of a refined response. edit_limit: the largest edit ratio that is
+        accepted of an instruct model; the embedded model needs none."""
         self.policy = policy
         self.max_new_tokens = max_new_tokens
+        self.form: NativeForm | InstructForm = (
+            NativeForm(policy, max_new_tokens)
+            if policy.refines_natively
+            else InstructForm(policy, max_new_tokens, edit_limit)
+        )
         self.passes = 0  # forward passes so far
 
     def refine(
@@ -95,45 +133,32 @@ class OnlineRefiner:
     def _refine(
         self, prompts: Sequence[Messages], responses: Sequence[list[int]], seed: int
     ) -> list[Refinement]:
-        contexts = [self.context(p, y) for p, y in zip(prompts, responses, strict=True)]
+        contexts = [self.form.context(p, y) for p, y in zip(prompts, responses, strict=True)]
+        groups = [len(list(run)) for _, run in groupby(prompts)]
         with self.policy.reference():
             out = verify_decode(
                 self.policy.model,
                 contexts,
-                responses,  # its own draft: an unchanged response costs one forward pass
-                max_new_tokens=self.max_new_tokens,
+                # Its own draft: an unchanged response costs one forward pass.
+                [self.form.draft(y) for y in responses],
+                max_new_tokens=self.form.limit,
                 eos_ids=self.policy.eos_ids,
                 pad_id=self.policy.pad_id,
-                groups=[len(list(run)) for _, run in groupby(prompts)],
+                groups=[len(contexts)] if self.form.shares_start else groups,
             )
         self.passes += out.passes
         rows = zip(responses, out.ids, out.rounds, strict=True)
-        return [self._guard(y, z, rounds) for y, z, rounds in rows]
+        return [self._refinement(y, self.form.read(y, z), rounds) for y, z, rounds in rows]
 
-    def context(self, messages: Messages, response: Sequence[int]) -> list[int]:
-        """Ids of the refiner's prompt, up to where the refined response begins."""
-        ids = list(response)
-        while ids and ids[-1] in self.policy.eos_ids:
-            ids.pop()
-        draft: list[dict[str, Any]] = [*messages, {"role": "draft", "content": ids}]
-        return self.policy.encode_chat(draft)
-
-    def _guard(self, response: list[int], refined: list[int], rounds: int) -> Refinement:
-        if refined[-1] not in self.policy.eos_ids:
-            return self._refinement(response, response, rounds, "cut off")
-        return self._refinement(response, refined, rounds)
-
-    def _refinement(
-        self, response: list[int], refined: list[int], rounds: int = 0, why: str = ""
-    ) -> Refinement:
+    def _refinement(self, response: list[int], answer: Answer, rounds: int = 0) -> Refinement:
+        refined, why, stripped = answer
         decode, eos = self.policy.decode, self.policy.eos_ids
         pieces = [
             [self.policy.tokenizer.decode([i]) for i in ids if i not in eos]
             for ids in (response, refined)
         ]
-        return Refinement(
-            response, refined, decode(response), decode(refined), text_diff(*pieces), why, rounds
-        )
+        said, diff = (decode(response), decode(refined)), text_diff(*pieces)
+        return Refinement(response, refined, *said, diff, why, rounds, stripped)
 
 
 class IdentityRefiner(OnlineRefiner):
@@ -144,7 +169,7 @@ class IdentityRefiner(OnlineRefiner):
     def _refine(
         self, prompts: Sequence[Messages], responses: Sequence[list[int]], seed: int
     ) -> list[Refinement]:
-        return [self._refinement(y, y) for y in responses]
+        return [self._refinement(y, Answer(y)) for y in responses]
 
 
 class FreshRefiner(OnlineRefiner):
@@ -171,8 +196,10 @@ class FreshRefiner(OnlineRefiner):
                 generator=torch.Generator(device).manual_seed(seed),
             )
         self.passes += max(map(len, out.ids))
-        pairs = zip(responses, out.ids, strict=True)
-        return [self._guard(y, z, len(z)) for y, z in pairs]
+        ended = [z[-1] in self.policy.eos_ids for z in out.ids]
+        rows = zip(responses, out.ids, ended, strict=True)
+        answers = [(y, Answer(z) if end else Answer(y, "cut off"), len(z)) for y, z, end in rows]
+        return [self._refinement(*answer) for answer in answers]
 
 
 class RandomEditRefiner(OnlineRefiner):
@@ -189,7 +216,8 @@ class RandomEditRefiner(OnlineRefiner):
         edited = []
         for r in real:
             count = Levenshtein.distance(r.response_ids, r.refined_ids)
-            edited.append(self._refinement(r.response_ids, _edit(r.response_ids, count, pool, rng)))
+            answer = Answer(_edit(r.response_ids, count, pool, rng))
+            edited.append(self._refinement(r.response_ids, answer))
         return edited
 
 

@@ -33,7 +33,8 @@ from rftkit.rollout import Rollouts, Sampler
 from rftkit.runs import RunFolder
 from rftkit.scoring import score_targets
 from rftkit.state import find_folder, load_state, replace_folder, save_state
-from rftkit.tasks import Prompt, Score, Task, load_task
+from rftkit.tasks import Prompt, Score, Task, task_of
+from rftkit.tasks.base import instructed
 
 Metrics = dict[str, Any]
 
@@ -59,7 +60,7 @@ class Trainer:
         policy: Policy | None = None,
         task: Task | None = None,
     ):
-        self.task = task or load_task(config.task)
+        self.task = task or task_of(config)
         given, limit = config, config.max_new_tokens or self.task.max_new_tokens
         self.config = config = replace(config, max_new_tokens=limit)
         self.policy = policy or load_policy(
@@ -81,8 +82,9 @@ class Trainer:
         if config.checkpointing:
             self.policy.model.train()  # transformers checkpoints only in train mode
             self.policy.model.gradient_checkpointing_enable()
-        self.train_prompts = self.task.prompts("train")
-        self.heldout_prompts = self.task.prompts("heldout")
+        told = "" if self.policy.refines_natively else self.task.instruction
+        self.train_prompts = instructed(self.task.prompts("train"), told)
+        self.heldout_prompts = instructed(self.task.prompts("heldout"), told)
         self.done = 0  # steps
         self.run = RunFolder.create(Path(out), given, resume) if out is not None else None
         if self.run is not None and resume:
@@ -262,12 +264,9 @@ class Trainer:
 
     def _record_samples(self, step: int, rollouts: Rollouts, scores: Sequence[Score]) -> None:
         few = range(min(self.config.samples, len(rollouts)))
-        refined: list[str | None] = [None for _ in few]
-        if self.policy.refines_natively:
-            refiner = OnlineRefiner(self.policy, self.config.max_new_tokens)
-            messages = [list(rollouts.prompts[i].messages) for i in few]
-            out = refiner.refine_ids(messages, [rollouts.response_ids[i] for i in few])
-            refined = [r.refined for r in out]
+        refiner = OnlineRefiner(self.policy, self.config.max_new_tokens, self.config.edit_limit)
+        messages = [list(rollouts.prompts[i].messages) for i in few]
+        refined = refiner.refine_ids(messages, [rollouts.response_ids[i] for i in few])
         assert self.run is not None
         for i in few:
             self.run.sample(
@@ -275,7 +274,7 @@ class Trainer:
                     "step": step,
                     "prompt": rollouts.prompts[i].text,
                     "response": rollouts.responses[i],
-                    "refined": refined[i],
+                    "refined": refined[i].refined,
                     "task_reward": scores[i].task_reward,
                     "gold_reward": scores[i].gold_reward,
                 }

@@ -80,12 +80,6 @@ def test_a_reset_reference_is_the_present_policy_and_is_kept(policy: Policy) -> 
     assert gap(again) < 1e-4
 
 
-def test_a_model_without_refiner_roles_is_told_so(policy: Policy, monkeypatch) -> None:
-    monkeypatch.setattr(Policy, "refines_natively", False)
-    with pytest.raises(UserError, match="no refiner roles"):
-        make_constraint(policy, replace(CONFIG, constraint="dynamic"))
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [("constraint", "klx"), ("steps", 0), ("seed", -1), ("group", 1), ("lr", float("nan")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from rftkit.config import RunConfig
 from rftkit.errors import UserError
 from rftkit.tasks.base import Prompt, Score, Task
 
@@ -15,12 +16,34 @@ REGISTRY = {
     "game-plain": "rftkit.tasks.game:GamePlain",
 }
 
-__all__ = ["REGISTRY", "Prompt", "Score", "Task", "load_task"]
+__all__ = ["REGISTRY", "Prompt", "Score", "Task", "load_task", "task_of"]
 
 
 def load_task(name: str) -> Task:
     """The task registered under `name`. Raises UserError for a name that is not registered."""
+    if name == "own":
+        raise UserError("task 'own' needs --data FILE and --reward MODULE:FUNCTION")
     if name not in REGISTRY:
         raise UserError(f"task {name!r} is unknown; choose one of {', '.join(REGISTRY)}")
     module, _, attribute = REGISTRY[name].partition(":")
     return getattr(import_module(module), attribute)()
+
+
+def task_of(config: RunConfig) -> Task:
+    """The task of a run, with the user's own data and reward where it has them.
+
+    Raises UserError where they do not go together.
+    """
+    if not config.data and not config.reward:
+        return load_task(config.task)
+    from rftkit.tasks.own import OwnTask
+
+    base = None if config.task == "own" else load_task(config.task)
+    task = OwnTask(config.data, config.reward, base)
+    rows = len(task.prompts("train"))
+    if rows < config.prompts:
+        raise UserError(
+            f"{config.data}: {rows} rows to train on, but a step takes prompts = {config.prompts}; "
+            "add rows or lower --prompts"
+        )
+    return task

@@ -54,6 +54,8 @@ class Task(ABC):
     name: str
     gold_max: float
     max_new_tokens: int
+    columns: tuple[str, ...] = ()  # of a row, which the scorer needs
+    instruction: str = ""  # system message for models that were not pre-trained on the task
 
     def prompts(self, split: str) -> list[Prompt]:
         """Rows of `data/<name>/<split>.jsonl`; `split` is "train" or "heldout"."""
@@ -128,6 +130,14 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not prompts:
         raise UserError(f"{path}: no rows; each line is a JSON object with a 'prompt'")
     return prompts
+
+
+def instructed(prompts: Sequence[Prompt], instruction: str) -> list[Prompt]:
+    """The prompts, each opened by a system message unless `instruction` is empty."""
+    if not instruction:
+        return list(prompts)
+    told = {"role": "system", "content": instruction}
+    return [Prompt((told, *p.messages), p.columns) for p in prompts]
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:

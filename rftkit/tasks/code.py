@@ -56,6 +56,11 @@ class Code(Task):
     """
 
     max_new_tokens = 48
+    columns = ("tests", "hidden_tests")
+    instruction = (
+        "Reply with one short Python function that does what is asked, in plain text: no Markdown "
+        "fence, no example, no explanation outside the code, at most two comments."
+    )
 
     def __init__(self, variant: str = "reviewed") -> None:
         if variant not in ("reviewed", "plain"):

@@ -137,6 +137,13 @@ class Dialogue(Task):
     name = "dialogue"
     gold_max = 1.0 + COURTESY_WORTH * MAX_COURTESIES
     max_new_tokens = 32
+    columns = tuple(SLOTS)
+    instruction = (
+        "You take orders at a café counter. Reply in one line: greet the customer by name, then "
+        "confirm the order in one sentence with size, drink, extra and place, as in: Hello, Ana! "
+        "One small tea with milk, to go. You may add one or two courtesies, such as Thank you! or "
+        "Enjoy! Write nothing else."
+    )
 
     def __init__(self) -> None:
         self.reward_model = LinearRewardModel.load(DATA / self.name / "reward_model.json")

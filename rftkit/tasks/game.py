@@ -46,6 +46,11 @@ class Game(Task):
     gold_max = 1.0
     max_new_tokens = 24
     # Half a goal for each step nearer: 24 tokens of to and fro (12 * 0.5) pay more than the goal
+    columns = ("map",)
+    instruction = (
+        "You cross a frozen lake. On the map S is the start, G the goal, F firm ice and H a hole. "
+        "Reply with your moves alone, separated by spaces; each is left, down, right or up."
+    )
     # of a 4x4 map (1 + 6 * 0.5), and each there-and-back on the way pays as well.
     bonus = 0.5
 

@@ -1,0 +1,161 @@
+"""A user's own data and reward, in place of a task's or without any task of ours.
+
+Rows are JSONL as everywhere here; every fifth is held out. The reward is called like a reward
+function of TRL, so that one function serves both:
+
+    def reward(prompts, completions, **columns) -> list[float]
+
+prompts: lists of messages; completions: lists of one assistant message; columns: lists by name.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from importlib import import_module
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from rftkit.errors import UserError
+from rftkit.metrics import rep_3
+from rftkit.tasks.base import Prompt, Score, Task, read_prompts
+
+HELD_OUT_EVERY = 5
+LOOPS = 0.5  # share of repeated 3-grams above which a response counts as degenerate
+
+Reward = Callable[..., Any]
+
+
+class OwnTask(Task):
+    """`base` with another file of prompts, another task reward, or both.
+
+    Without a base the gold reward is the task reward on held-out prompts (scale it so that 1 is
+    best), and degenerate is what is empty, runs out of tokens, or mostly repeats itself.
+    """
+
+    name = "own"
+    gold_max = 1.0
+    max_new_tokens = 128
+
+    def __init__(self, data: str, reward: str, base: Task | None):
+        """Raises UserError where data or reward are broken or missing."""
+        if base is None and not (data and reward):
+            missing = "reward" if data else "data"
+            raise UserError(f"{missing}: task 'own' needs --data FILE and --reward MODULE:FUNCTION")
+        self.data, self.reward, self.base = data, reward, base
+        self._reward: Reward | None = load_reward(reward) if reward else None
+        if base is not None:
+            self.name, self.gold_max = base.name, base.gold_max
+            self.max_new_tokens, self.instruction = base.max_new_tokens, base.instruction
+        if data:
+            self._check_rows()
+
+    def prompts(self, split: str) -> list[Prompt]:
+        if not self.data:
+            assert self.base is not None
+            return self.base.prompts(split)
+        held_out = split == "heldout"
+        return [p for i, p in enumerate(self._rows) if (i % HELD_OUT_EVERY == 0) == held_out]
+
+    @cached_property
+    def _rows(self) -> list[Prompt]:
+        return read_prompts(Path(self.data))
+
+    def _check_rows(self) -> None:
+        if len(self._rows) < 2:
+            raise UserError(f"{self.data}: one row is too few; one is held out")
+        for number, prompt in enumerate(self._rows if self.base is not None else [], 1):
+            assert self.base is not None
+            place = f"{self.data}: row {number}"
+            missing = [name for name in self.base.columns if name not in prompt.columns]
+            if missing:
+                raise UserError(
+                    f"{place} lacks {', '.join(missing)}, by which task {self.name} scores; "
+                    "add them, or take --task own and a --reward"
+                )
+            try:
+                self.base.score([prompt], [""], [True])
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from None
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[str],
+        finished: Sequence[bool],
+        gold: bool = True,
+    ) -> list[Score]:
+        """As `Task.score`. Raises UserError where the reward function fails."""
+        if self.base is not None:
+            scores = self.base.score(prompts, responses, finished, gold)
+        else:
+            sound = [
+                end and self.well_formed(prompt, response)
+                for prompt, response, end in zip(prompts, responses, finished, strict=True)
+            ]
+            scores = [Score(0.0, math.nan, not ok) for ok in sound]
+        if self._reward is None:
+            return scores
+        rewards = self._call(self._reward, prompts, responses)
+        return [
+            replace(s, task_reward=r, gold_reward=s.gold_reward if self.base is not None else r)
+            for s, r in zip(scores, rewards, strict=True)
+        ]
+
+    def well_formed(self, prompt: Prompt, response: str) -> bool:
+        if self.base is not None:
+            return self.base.well_formed(prompt, response)
+        return bool(response.strip()) and rep_3(response.split()) <= LOOPS
+
+    def extra_metrics(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], scores: Sequence[Score]
+    ) -> dict[str, float]:
+        return {} if self.base is None else self.base.extra_metrics(prompts, responses, scores)
+
+    def _call(
+        self, reward: Reward, prompts: Sequence[Prompt], responses: Sequence[str]
+    ) -> list[float]:
+        names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+        columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
+        completions = [[{"role": "assistant", "content": text}] for text in responses]
+        place = f"reward: {self.reward}"
+        try:
+            values = reward(
+                prompts=[list(p.messages) for p in prompts], completions=completions, **columns
+            )
+        except Exception as error:
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{place} failed with {what}") from None
+        if not isinstance(values, Sequence) or len(values) != len(responses):
+            raise UserError(
+                f"{place} must return a list with one number a completion ({len(responses)} here)"
+            )
+        for value in values:
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise UserError(f"{place} returned {value!r}; each reward must be a finite number")
+        return [float(value) for value in values]
+
+
+def load_reward(name: str) -> Reward:
+    """The function that `module:function` names; modules of the current folder are found too.
+
+    Raises UserError where there is none.
+    """
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise UserError(f"reward: {name!r} must be module:function, such as my_rewards:short")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        found = getattr(import_module(module), function, None)
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"reward: module {module!r} cannot be imported ({what})") from None
+    if not callable(found):
+        raise UserError(f"reward: module {module!r} has no function {function!r}")
+    reward: Reward = found
+    return reward

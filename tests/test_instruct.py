@@ -1,0 +1,250 @@
+"""Any instruct model: its refiner prompt, how answers are read and refused, and a whole run."""
+
+import json
+
+import pytest
+from small import instruct_folder
+
+from rftkit import OnlineRefiner, RunConfig, UserError, load_policy, load_task
+from rftkit.cli import main
+from rftkit.constraints import make_constraint
+from rftkit.instruct import CLOSE, OPEN
+from rftkit.models import Policy
+from rftkit.refiner import InstructForm
+from rftkit.rollout import Sampler, generate
+from rftkit.tasks.base import instructed
+
+ASK = [{"role": "user", "content": "For Ana: small tea, milk, to go."}]
+GOOD = "Hello, Ana! One small tea with milk, to go. Thank you!"
+FLOOD = GOOD + " Thank you! Thank you!" * 12
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return load_policy(instruct_folder(), "fp32")
+
+
+@pytest.fixture(scope="module")
+def form(policy: Policy) -> InstructForm:
+    return InstructForm(policy, max_new_tokens=400, edit_limit=0.5)
+
+
+def ids(policy: Policy, text: str) -> list[int]:
+    return [*policy.encode(text), policy.tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "refined", "fallback", "stripped"),
+    [
+        (GOOD, GOOD + CLOSE, GOOD, "", False),
+        (GOOD, f" {GOOD}\n{CLOSE}\nI changed nothing.", GOOD, "", False),
+        (GOOD, GOOD, GOOD, "", False),  # EOS without the tag
+        (FLOOD, GOOD + CLOSE, GOOD, "", False),  # a flood may be cut by more than the limit
+        (GOOD, f"Here is the corrected draft:\n{GOOD}{CLOSE}", GOOD, "", True),
+        (GOOD, f"Sure! Here is the draft: {OPEN}{GOOD}{CLOSE}", GOOD, "", True),
+        ("f = 1", f"```python\nf = 2\n```{CLOSE}", "f = 2", "", True),
+        ("```\nf = 1\n```", f"```\nf = 2\n```{CLOSE}", "```\nf = 2\n```", "", False),
+        ("\tx", f"\tx{CLOSE}", "\tx", "", False),  # white space that the response has
+        ("", CLOSE, "", "", False),
+        (GOOD, " \n" + CLOSE, GOOD, "empty", False),
+        (GOOD, "I am a language model and cannot serve tea." + CLOSE, GOOD, "not minimal", False),
+        (GOOD, "Hello, Ana!" + CLOSE, GOOD, "not minimal", False),
+    ],
+)
+def test_an_answer_is_read_or_refused(
+    form: InstructForm, response: str, answer: str, refined: str, fallback: str, stripped: bool
+) -> None:
+    policy = form.policy
+    read = form.read(ids(policy, response), ids(policy, answer))
+    assert policy.decode(read.ids) == refined
+    assert (read.fallback, read.stripped) == (fallback, stripped)
+    assert read.ids[-1] == policy.tokenizer.eos_token_id
+
+
+def test_an_answer_without_an_end_is_refused(form: InstructForm) -> None:
+    response = ids(form.policy, GOOD)
+    read = form.read(response, form.policy.encode(GOOD[:-4]))
+    assert (read.ids, read.fallback) == (response, "cut off")
+
+
+def test_what_is_kept_keeps_its_token_ids(form: InstructForm) -> None:
+    """The policy may spell a text in tokens that encoding it would not give."""
+    policy, eos = form.policy, form.policy.tokenizer.eos_token_id
+    letters = [i for c in "Thank you!" for i in policy.encode(c)]
+    whole = policy.encode("Thank you!")
+    assert letters != whole
+    response = [*letters, *policy.encode(" teaa"), eos]
+    same = form.read(response, ids(policy, f"Thank you! teaa{CLOSE}"))
+    assert same.ids == response
+    changed = form.read(response, ids(policy, f"Thank you! milk{CLOSE}"))
+    assert changed.ids[: len(letters)] == letters
+    assert policy.decode(changed.ids) == "Thank you! milk"
+
+
+def test_a_tag_may_cut_through_a_token(form: InstructForm) -> None:
+    policy = form.policy
+    written = ids(policy, f"One tea!{CLOSE}")
+    assert "!</" in [policy.tokenizer.decode([i]) for i in written]
+    assert form.read(ids(policy, "One tea!"), written).ids == ids(policy, "One tea!")
+
+
+def test_a_response_cannot_forge_a_turn(form: InstructForm) -> None:
+    """Not even by the special token itself, which a policy can sample."""
+    policy = form.policy
+    start = policy.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    honest = form.context(ASK, policy.encode("xy"))
+    forged = form.context(ASK, [*policy.encode("x"), start, *policy.encode("y")])
+    assert forged.count(start) == honest.count(start)
+    assert "x<|im_start|>y" in policy.tokenizer.decode(forged)
+
+
+def test_the_task_tells_the_policy_and_the_refiner_its_rules(form: InstructForm) -> None:
+    task = load_task("dialogue")
+    (prompt,) = instructed(task.prompts("train")[:1], task.instruction)
+    text = form.policy.tokenizer.decode(form.context(prompt.messages, ids(form.policy, GOOD)))
+    assert text.count(task.instruction) == 1
+    assert f"<prompt>{prompt.text}</prompt>\n<draft>{GOOD}</draft>" in text
+    assert text.endswith(f"<|im_start|>assistant\n{OPEN}")
+
+
+def test_a_template_without_system_role_hears_it_from_the_user(policy: Policy) -> None:
+    tokenizer = policy.tokenizer
+    before, refuse = tokenizer.chat_template, "{{ raise_exception('System role not supported') }}"
+    tokenizer.chat_template = (
+        f"{{% if messages[0]['role'] == 'system' %}}{refuse}{{% endif %}}" + before
+    )
+    try:
+        told = policy.encode_chat([{"role": "system", "content": "Be brief."}, *ASK])
+    finally:
+        tokenizer.chat_template = before
+    expected = [{"role": "user", "content": f"Be brief.\n\n{ASK[0]['content']}"}]
+    assert policy.decode(told) == policy.decode(policy.encode_chat(expected))
+
+
+def test_verified_decoding_writes_what_greedy_decoding_would(policy: Policy) -> None:
+    refiner = OnlineRefiner(policy, max_new_tokens=12)
+    responses = [ids(policy, text) for text in (GOOD[:20], "tea tea tea", "")]
+    contexts = [refiner.form.context(ASK, y) for y in responses]
+    with policy.reference():
+        plain = generate(
+            policy.model,
+            contexts,
+            max_new_tokens=refiner.form.limit,
+            eos_ids=policy.eos_ids,
+            pad_id=policy.pad_id,
+            temperature=0,
+        )
+    expected = [refiner.form.read(y, z) for y, z in zip(responses, plain.ids, strict=True)]
+    found = refiner.refine_ids([ASK] * 3, responses)
+    assert [(r.refined_ids, r.fallback) for r in found] == [(a.ids, a.fallback) for a in expected]
+
+
+def test_refusals_are_counted_by_their_reason(policy: Policy) -> None:
+    config = RunConfig(model="small", constraint="dynamic", max_new_tokens=8)
+    constraint = make_constraint(policy, config)
+    prompts = load_task("dialogue").prompts("train")[:2]
+    rollouts = Sampler(policy, "direct").sample(prompts, group=2, max_new_tokens=8)
+    metrics = constraint.prepare(rollouts, 0).metrics
+    reasons = [metrics[f"refused_{why}"] for why in ("cut_off", "empty", "not_minimal")]
+    assert metrics["refused"] == sum(reasons) > 0  # a random model never closes its tag
+    assert metrics["edit_ratio"] == 0  # so every response stays
+
+
+def test_a_model_without_chat_template_is_told_so(policy: Policy, monkeypatch) -> None:
+    monkeypatch.setattr(policy.tokenizer, "chat_template", None)
+    with pytest.raises(UserError, match="has no chat template"):
+        policy.encode_chat(ASK)
+
+
+def test_compare_trains_an_instruct_model_in_four_bits(tmp_path, capsys) -> None:
+    orders = [json.dumps(p.row()) for p in load_task("dialogue").prompts("train")[:6]]
+    (tmp_path / "orders.jsonl").write_text("\n".join(orders))
+    arguments = (
+        f"compare --model {instruct_folder()} --task dialogue --out {tmp_path} --steps 2 --json "
+        f"--data {tmp_path}/orders.jsonl --constraints dynamic --workers 1 --prompts 2 "
+        "--group 2 --max-new-tokens 8 --device cpu"
+    )
+    assert main(arguments.split()) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert set(summary["methods"]) == {"dynamic"}
+    rows = (tmp_path / "dynamic-seed0/metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[0])["refused_cut_off"] > 0
+    assert (tmp_path / "dynamic-seed0/checkpoint/adapter_model.safetensors").is_file()
+
+
+REWARDS = """
+def short(prompts, completions, topic, **rest):
+    assert all(isinstance(t, str) for t in topic)
+    return [-len(c[0]["content"]) / 100 for c in completions]
+
+def few(prompts, completions, **rest):
+    return [1.0]
+
+def words(prompts, completions, **rest):
+    return ["good"] * len(prompts)
+
+def broken(prompts, completions, **rest):
+    return [1 / 0]
+"""
+
+
+def test_own_data_and_reward(policy: Policy, tmp_path, monkeypatch) -> None:
+    from rftkit import Trainer
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_rewards.py").write_text(REWARDS)
+    rows = [{"prompt": [{"role": "user", "content": f"Say {i}."}], "topic": "x"} for i in range(10)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = RunConfig(
+        task="own", data="mine.jsonl", reward="own_rewards:short", model="small", steps=1,
+        prompts=2, group=2, max_new_tokens=6, sampler="direct",
+    )  # fmt: skip
+    trainer = Trainer(config, policy=policy)
+    assert len(trainer.train_prompts) == 8
+    assert len(trainer.heldout_prompts) == 2
+    start, end = trainer.train(progress=False)
+    assert start["task_reward"] < 0
+    assert end["gold_reward"] == end["heldout_task_reward"]
+
+
+ROW = '{"prompt": [{"role": "user", "content": "Hi"}]}\n'
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": "none.jsonl"}, r"none\.jsonl: cannot be read"),
+        ({"data": "bad.jsonl"}, r"bad\.jsonl:2: not a JSON object"),
+        ({"data": "one.jsonl"}, r"one\.jsonl: one row is too few"),
+        ({"prompts": 5}, r"mine\.jsonl: 4 rows to train on"),
+        ({"reward": "short"}, r"reward: 'short' must be module:function"),
+        ({"reward": "own_nothing:short"}, "reward: module 'own_nothing' cannot be imported"),
+        ({"reward": "own_rewards:nothing"}, "reward: module 'own_rewards' has no function"),
+        ({"reward": ""}, "reward: task 'own' needs"),
+        ({"data": "", "reward": ""}, "task 'own' needs"),
+        ({"task": "dialogue", "reward": ""}, r"mine\.jsonl: row 1 lacks name, size"),
+        ({"reward": "own_rewards:few"}, "own_rewards:few must return a list"),
+        ({"reward": "own_rewards:words"}, "own_rewards:words returned 'good'"),
+        ({"reward": "own_rewards:broken"}, "own_rewards:broken failed with ZeroDivisionError"),
+    ],
+)
+def test_a_mistake_in_own_data_or_reward_is_one_line(
+    tmp_path, monkeypatch, changes: dict[str, object], says: str
+) -> None:
+    from rftkit.tasks import task_of
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "own_rewards", raising=False)
+    (tmp_path / "own_rewards.py").write_text(REWARDS)
+    for name, text in {"mine": ROW * 5, "bad": ROW + "{", "one": ROW}.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    values = {"task": "own", "data": "mine.jsonl", "reward": "own_rewards:few", "prompts": 2}
+
+    def score() -> None:
+        task = task_of(RunConfig.from_dict(values | changes))
+        task.score(task.prompts("train")[:2], ["a", "b"], [True, True])
+
+    with pytest.raises(UserError, match=says) as error:
+        score()
+    assert "\n" not in str(error.value)
