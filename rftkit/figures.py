@@ -16,8 +16,15 @@ from matplotlib.figure import Figure
 
 from rftkit.plots import COLOURS, STYLES
 
-REFERENCE = "#999999"
+# What is no constraint: where training starts, where it would end, and anything else.
+OTHERS = {"reference": "#BBBBBB", "optimum": "#333333"}
+PLAIN = "#555555"
 Curve = tuple[Any, str]  # values [n], and the constraint that gives them colour and style
+
+
+def colour(name: str) -> str:
+    """The colour of a constraint, or of a name in OTHERS."""
+    return COLOURS.get(name) or OTHERS.get(name, PLAIN)
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -38,12 +45,11 @@ def canvas(columns: int = 1, width: float = 7.0, height: float = 3.2) -> tuple[F
 
 
 def bars(axis: Axes, names: Sequence[str], groups: Mapping[str, Curve], ylabel: str) -> None:
-    """Grouped bars [n] over `names` [n]; a group's constraint may be "reference"."""
+    """Grouped bars [n] over `names` [n]; a group's constraint may be a name in OTHERS."""
     width = 0.8 / len(groups)
     for i, (label, (values, constraint)) in enumerate(groups.items()):
         place = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
-        colour = COLOURS.get(constraint, REFERENCE)
-        axis.bar(place, np.asarray(values), width, label=label, color=colour)
+        axis.bar(place, np.asarray(values), width, label=label, color=colour(constraint))
     axis.set_xticks(range(len(names)), names, family="monospace")
     axis.set_ylabel(ylabel)
     axis.grid(visible=False, axis="x")
@@ -54,8 +60,8 @@ def bars(axis: Axes, names: Sequence[str], groups: Mapping[str, Curve], ylabel: 
 def lines(axis: Axes, x: Any, curves: Mapping[str, Curve], xlabel: str, ylabel: str) -> None:
     """Lines over x [n], each named at its end."""
     for values, constraint in curves.values():
-        style, colour = STYLES.get(constraint, ":"), COLOURS.get(constraint, REFERENCE)
-        axis.plot(np.asarray(x), np.asarray(values), style, color=colour, linewidth=2)
+        style = STYLES.get(constraint, ":")
+        axis.plot(np.asarray(x), np.asarray(values), style, color=colour(constraint), linewidth=2)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.margins(x=0.02)
@@ -76,6 +82,6 @@ def label_ends(axis: Axes, x: float, ends: Mapping[str, tuple[float, str]]) -> N
             textcoords="offset points",
             va="center",
             fontsize=9,
-            color=COLOURS.get(constraint, "#555555"),
+            color=colour(constraint),
             annotation_clip=False,
         )

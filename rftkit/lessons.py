@@ -40,6 +40,7 @@ def execute(notebook: NotebookNode, folder: Path) -> dict[str, float]:
         timeout=CELL_SECONDS,
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
+        coalesce_streams=True,
         store_widget_state=False,
     )
     with client.setup_kernel():

@@ -19,6 +19,14 @@ def rloo(rewards: Tensor) -> Tensor:
     return torch.tensor(rows)
 
 
+def kl(p: Tensor, q: Tensor) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
+
+
+def cross_entropy(p: Tensor, q: Tensor) -> float:
+    return -sum(a * math.log(b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
+
+
 # Name: the right answer, then wrong ones, each with a word of the hint it must get.
 ON_PAPER: dict[str, tuple[Any, dict[str, Any]]] = {
     "01.1": (-math.sqrt(3), {"minus the mean": -3 / 4, "sample": -1.5, "sign": 1.7320}),
@@ -28,6 +36,11 @@ ON_PAPER: dict[str, tuple[Any, dict[str, Any]]] = {
         rloo,
         {"included": lambda r: r - r.mean(-1, keepdim=True), "stops": lambda r: r + "x"},
     ),
+    "03.1": (2 * math.log(2) - 3 / 4, {"upside down": 3 - math.log(4), "k1": math.log(4)}),
+    "03.2": (math.e, {"square root": math.e**2 / 2, "closer": math.e**4, "at β = 0.3": math.e**2}),
+    "03.3": ("none", {"averages to zero": "KL", "refiner": "dynamic", "one of the words": "k1"}),
+    "03.4": (0.51, {"first cut": 0.6, "direction": 0.49, "share": 0.52}),
+    "03.5": (kl, {"under p": lambda p, q: kl(q, p), "cross-entropy": cross_entropy}),
 }
 
 

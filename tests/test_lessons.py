@@ -15,7 +15,7 @@ import torch
 
 from rftkit import lessons
 from rftkit.exercises import exercises
-from rftkit.objectives import group_advantages, policy_gradient_loss
+from rftkit.objectives import group_advantages, kl_k3, policy_gradient_loss
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 LESSONS = sorted(p for p in FOLDER.glob("[0-9]*.ipynb") if not p.name.startswith("00_"))
@@ -147,6 +147,12 @@ def test_lesson_01_writes_the_kits_policy_gradient(rng: torch.Generator) -> None
     mask = torch.ones(5, 6)
     expected = policy_gradient_loss(logp, old, advantages, mask, 0.2, 0.3).loss
     close(-token_gain((logp - old).exp(), advantages, 0.2, 0.3).mean(), expected)
+
+
+def test_lesson_03_writes_the_kits_k3(rng: torch.Generator) -> None:
+    (k3_by_hand,) = written("03", "k3_by_hand")
+    logp, ref_logp = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64)
+    close(k3_by_hand(logp, ref_logp), kl_k3(logp, ref_logp))
 
 
 # Running them
