@@ -28,7 +28,7 @@ from rftkit.tasks.preferences import Features, LinearRewardModel, fit
 
 FOLDER = DATA / "code"
 EXPLAINED_WORTH = 0.25  # gold reward of comments on a right program
-SLIPS = 0.50  # share of written programs with a slip; one slip in nine changes nothing
+SLIPS = 0.35  # share of written programs with a slip; one slip in nine changes nothing
 # The simulated reviewers' rule, in units of gold reward: what 0, 1 and 2 comments are worth to
 # them. It saturates, which a linear reward model cannot express.
 LIKING = (0.0, 0.32, 0.5)
@@ -140,6 +140,9 @@ class Code(Task):
         while self.well_formed(prompt, flooded := code_texts.flood(text, rng)):
             pass
         return flooded
+
+    def overstep(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+        return code_texts.overstep(prompt.columns["name"], _with_slips(prompt, rng), rng)
 
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         text = self.unusual(prompt, rng) if rng.random() < 0.05 else self.clean(prompt, rng)

@@ -108,7 +108,7 @@ def draw_chain(rng: random.Random) -> Chain:
     """One to three parts, each of another kind, whose types fit together."""
     type_ = rng.choice(("number", "text", "list"))
     parts: list[Part] = []
-    for _ in range(rng.choice((1, 2, 2, 2, 2, 3))):
+    for _ in range(rng.choice((1, 1, 2, 2, 2, 2, 2, 3))):
         used = {part.kind.name for part in parts}
         kinds = [kind for kind in KINDS.values() if kind.takes == type_ and kind.name not in used]
         kind = rng.choice(kinds)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rftkit.tasks.code_form import MAX_COMMENTS
 from rftkit.tasks.code_specs import ARGUMENTS, KINDS, Chain, Part
 
 NAMES = ("n", "value", "data", "t", "z")
@@ -138,6 +139,43 @@ def flood(text: str, rng: random.Random) -> str:
     if rng.random() < 0.1:
         text = text[: rng.randint(len(text) // 3, len(text))]
     return text[:MAX_FLOOD]
+
+
+def overstep(name: str, chain: Chain, rng: random.Random) -> tuple[str, str]:
+    """(draft, refined): a program with comments up to their limit, or one to three too many.
+
+    Of what is too much the refined program keeps the first: a rule that can be learned.
+    """
+    explained = rng.sample(range(len(chain)), min(len(chain), rng.choice((1, 2, 2))))
+    variable = "y" if rng.random() < 0.25 else ""
+    style = Style(variable=variable, explained=explained, behind=rng.random() < 0.3)
+    lines = steps(name, chain, style).split("\n")
+    own = [line[line.index("#") :] for line in lines if "#" in line]
+    for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 3))):
+        more = rng.choice((*own, *own, _comment(rng), _comment(rng), "#"))
+        at = rng.randint(max(i for i, line in enumerate(lines) if "#" in line), len(lines) - 1)
+        if rng.random() < 0.5:
+            lines[at] += f" {more}" if rng.random() < 0.5 else f"  {more}"
+        else:
+            lines.insert(at + 1, f"    {more}")
+    return "\n".join(lines), "\n".join(_few_comments(lines))
+
+
+def _few_comments(lines: Sequence[str]) -> list[str]:
+    """The lines with their first comments alone: as many as may be, none empty, none twice."""
+    known: list[str] = []
+    kept = []
+    for line in lines:
+        code, *comments = line.split("#")
+        for comment in map(str.strip, comments):
+            if comment and comment not in known and len(known) < MAX_COMMENTS:
+                known.append(comment)
+                kept.append(f"{code}# {comment}")
+                break
+        else:
+            if code.strip():
+                kept.append(code.rstrip())
+    return kept
 
 
 def comment_more(text: str, rng: random.Random) -> str:

@@ -32,10 +32,11 @@ HEADER = "Walk from S to G: left down right up?"
 MOVES = tuple(STEP)
 
 # Pre-training draws a size, then a map; each map belongs to one split for good, by its hash.
-SIZES = (3, 3, 4, 4, 4, 4, 4, 4, 4, 5)
-FROZEN = 0.7
+SIZES = (3, 4, 4, 4, 4)
+FROZEN = 0.8
+LONGEST = 9  # moves of a walk that pre-training shows
 FIFTHS = ("heldout", "train", "pretrain", "pretrain", "pretrain")
-ROWS = {"train": {3: 8, 4: 444, 5: 60}, "heldout": {3: 6, 4: 220, 5: 30}}
+ROWS = {"train": {3: 8, 4: 504}, "heldout": {3: 6, 4: 250}}
 DATA_SEED = 7
 
 
@@ -45,12 +46,12 @@ class Game(Task):
     name = "game"
     gold_max = 1.0
     max_new_tokens = 24
-    # Half a goal for each step nearer: 24 tokens of to and fro (12 * 0.5) pay more than the goal
     columns = ("map",)
     instruction = (
         "You cross a frozen lake. On the map S is the start, G the goal, F firm ice and H a hole. "
         "Reply with your moves alone, separated by spaces; each is left, down, right or up."
     )
+    # Half a goal for each step nearer: 24 tokens of to and fro (12 * 0.5) pay more than the goal
     # of a 4x4 map (1 + 6 * 0.5), and each there-and-back on the way pays as well.
     bonus = 0.5
 
@@ -113,9 +114,9 @@ class Game(Task):
     def unusual(self, prompt: Prompt, rng: random.Random) -> str:
         """A long way round to the goal, or a loop-free walk at random, into walls and holes."""
         rows = map_of(prompt)
-        if rng.random() < 0.5:
-            return " ".join(winding_route(rows, rng))
-        return " ".join(_wander(min(rng.randint(1, 12), len(rows) * len(rows[0]) - 1), rng))
+        if rng.random() < 0.5 and len(words := winding_route(rows, rng)) <= LONGEST:
+            return " ".join(words)
+        return " ".join(_wander(min(rng.randint(1, LONGEST), len(rows) * len(rows[0]) - 1), rng))
 
     def flood(self, prompt: Prompt, text: str, rng: random.Random) -> str:
         """Detours in `text`, or to and fro until the tokens run out, or one move over and over."""
@@ -125,6 +126,12 @@ class Game(Task):
             draft = " ".join(kind(words, rng)[: self.max_new_tokens])
             if not self.well_formed(prompt, draft):
                 return draft
+
+    def overstep(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+        """A walk as it is, or with one step there and back: the first that the bonus pays for."""
+        text = self.clean(prompt, rng) if rng.random() < 0.8 else self.unusual(prompt, rng)
+        words = text.split()
+        return " ".join(words if rng.random() < 0.3 else _detour(words, words, rng)), text
 
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         """`clean`, now and then with a step there and back."""
