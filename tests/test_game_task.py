@@ -139,7 +139,7 @@ def test_corpus_is_well_formed_often_wrong_and_floods_are_not() -> None:
     assert max(len(text.split()) for text in floods + unusual) <= TASK.max_new_tokens
     right = sum(s.gold_reward for s in TASK.score(prompts, clean, done)) / 300
     assert 0.45 < right < 0.7
-    assert len(set(unusual)) > 200
+    assert len(set(unusual)) > 150
     shown = TASK.score(prompts, [TASK.demonstrate(p, rng) for p in prompts], done)
     assert 0.03 < sum(s.degenerate for s in shown) / 300 < 0.2
 
