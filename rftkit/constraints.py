@@ -202,6 +202,8 @@ class DynamicConstraint(NoConstraint):
             **{f"refused_{why.replace(' ', '_')}": refused(why) for why in FALLBACKS},
             "stripped": fmean(r.stripped for r in refined),
             "refiner_passes": self.refiner.passes - before,
+            "rounds": fmean(r.rounds for r in refined),
+            "refined_length": fmean(len(r.refined_ids) for r in refined),
         }
         rows = changed if self.config.sft_on == "changed" else list(range(len(refined)))
         return Pull(refinements=refined, sft_rows=rows, metrics=metrics)

@@ -84,6 +84,37 @@ def save_curves(
     plt.close(figure)
 
 
+def refining_cost(runs: Sequence[RunFolder]) -> Figure:
+    """What refining cost in training: forward passes a refinement, against edits and over steps.
+
+    Plain greedy decoding takes as many passes as the refined response has tokens.
+    """
+    edits, rounds, plain = (series(runs, k) for k in ("edit_ratio", "rounds", "refined_length"))
+    figure, (by_edits, by_step) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
+    colour = COLOURS["dynamic"]
+    dots = by_edits.scatter(
+        edits[1], rounds[1], c=np.tile(rounds[0], len(runs)), cmap="viridis", s=14
+    )
+    figure.colorbar(dots, ax=by_edits, label="step")
+    by_edits.set_xlabel("edit ratio of the step's responses")
+    by_edits.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    by_step.set_xlabel("step")
+    for (steps, values), style, label in (
+        (plain, ":", "plain greedy decoding"),
+        (rounds, "-", "verified against the draft"),
+    ):
+        smooth = _smooth(values).mean(0)
+        by_step.plot(steps, smooth, style, color=colour, linewidth=2)
+        by_step.annotate(label, (steps[-1], smooth[-1]), (0, 7), ha="right", color=colour,
+                         textcoords="offset points", fontweight="bold", fontsize=9)  # fmt: skip
+    by_step.set_ylim(bottom=0, top=1.15 * float(plain[1].max()))
+    for axis in (by_edits, by_step):
+        axis.set_title("forward passes a refinement", fontsize=10.5, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    return figure
+
+
 def _panel(axis: Axes, runs: Mapping[str, Sequence[RunFolder]], key: str, title: str) -> None:
     ends: list[tuple[float, float, str]] = []
     for name, folders in runs.items():
