@@ -27,6 +27,11 @@ def cross_entropy(p: Tensor, q: Tensor) -> float:
     return -sum(a * math.log(b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
 
 
+def stop_before_the_second_t(y: str) -> str:
+    before, *rest = y.split("t")
+    return y if len(rest) < 2 else f"{before}t{rest[0]}."
+
+
 # Name: the right answer, then wrong ones, each with a word of the hint it must get.
 ON_PAPER: dict[str, tuple[Any, dict[str, Any]]] = {
     "01.1": (-math.sqrt(3), {"minus the mean": -3 / 4, "sample": -1.5, "sign": 1.7320}),
@@ -41,6 +46,20 @@ ON_PAPER: dict[str, tuple[Any, dict[str, Any]]] = {
     "03.3": ("none", {"averages to zero": "KL", "refiner": "dynamic", "one of the words": "k1"}),
     "03.4": (0.51, {"first cut": 0.6, "direction": 0.49, "share": 0.52}),
     "03.5": (kl, {"under p": lambda p, q: kl(q, p), "cross-entropy": cross_entropy}),
+    "05.1": (
+        13 / 8 * math.log(2),
+        {"refined responses now": 13 / 9 * math.log(2), "mean of each": 5 / 3 * math.log(2)},
+    ),
+    "05.2": (9, {"squares": 3, "scatters around": 0, "not as before": 1}),
+    "05.3": (2.6 / 21, {"collects": 2 / 21, "counts too": 0.6 / 21, "cct": 2.4 / 21}),
+    "05.4": (
+        stop_before_the_second_t,
+        {
+            "stays cc.": lambda y: "".join(dict.fromkeys(y.rstrip("."))) + ".",
+            "never ends": lambda y: stop_before_the_second_t(y)[: 3 if y.count("t") < 2 else -1],
+            "stops with": lambda y: y.index("t"),
+        },
+    ),
 }
 
 

@@ -15,7 +15,8 @@ import torch
 
 from rftkit import lessons
 from rftkit.exercises import exercises
-from rftkit.objectives import group_advantages, kl_k3, policy_gradient_loss
+from rftkit.objectives import group_advantages, kl_k3, policy_gradient_loss, sft_loss
+from rftkit.toy import cafe, push_forward, refiner_matrix
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 LESSONS = sorted(p for p in FOLDER.glob("[0-9]*.ipynb") if not p.name.startswith("00_"))
@@ -153,6 +154,22 @@ def test_lesson_03_writes_the_kits_k3(rng: torch.Generator) -> None:
     (k3_by_hand,) = written("03", "k3_by_hand")
     logp, ref_logp = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64)
     close(k3_by_hand(logp, ref_logp), kl_k3(logp, ref_logp))
+
+
+def test_lesson_05_writes_the_kits_sft_loss(rng: torch.Generator) -> None:
+    (sft_by_hand,) = written("05", "sft_by_hand")
+    logp = torch.randn(5, 6, generator=rng, dtype=torch.float64)
+    mask = torch.arange(6) < torch.randint(1, 7, (5, 1), generator=rng)
+    close(sft_by_hand(logp, mask), sft_loss(logp, mask))
+
+
+def test_lesson_05_writes_the_kits_push_forward(rng: torch.Generator) -> None:
+    (by_hand,) = written("05", "push_forward_by_hand")
+    policy = cafe().reference
+    targets = torch.randint(0, 15, (15,), generator=rng).tolist()
+    ys = policy.sequences()
+    refiner = refiner_matrix(policy, lambda y: ys[targets[ys.index(y)]])
+    close(by_hand(policy.probs().detach(), targets), push_forward(policy, refiner))
 
 
 # Running them
