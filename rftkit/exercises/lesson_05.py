@@ -73,7 +73,7 @@ EXERCISES = {
                 mean_of_means,
                 (
                     "That is the mean of each response's mean. It would pull toward short "
-                    "responses even where nothing is changed; the kit takes the mean over all tokens."
+                    "responses even where nothing is changed; the kit's mean is over all tokens."
                 ),
             ),
             (
