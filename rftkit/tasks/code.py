@@ -34,6 +34,7 @@ SLIPS = 0.35  # share of written programs with a slip; one slip in nine changes 
 LIKING = (0.0, 0.32, 0.5)
 LINE_COST = 0.02  # a line of code
 REVIEWER_NOISE = 0.15  # temperature of their choices
+LONGEST = 120  # characters of a program that pre-training shows
 TIMEOUT = 2.0  # seconds for the tests of one program
 MAX_KNOWN = 10_000  # results that are kept; about 2 kB each
 
@@ -134,7 +135,10 @@ class Code(Task):
         return code_texts.common(prompt.columns["name"], _with_slips(prompt, rng), rng)
 
     def unusual(self, prompt: Prompt, rng: random.Random) -> str:
-        return code_texts.rare(prompt.columns["name"], _with_slips(prompt, rng), rng)
+        while True:
+            text = code_texts.rare(prompt.columns["name"], _with_slips(prompt, rng), rng)
+            if len(text) <= LONGEST:
+                return text
 
     def flood(self, prompt: Prompt, text: str, rng: random.Random) -> str:
         while self.well_formed(prompt, flooded := code_texts.flood(text, rng)):
