@@ -6,7 +6,9 @@ A user's mistake ends in one line on stderr and exit status 2.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,26 +16,34 @@ from typing import Any, NoReturn
 
 from rftkit.config import CHOICES, CONSTRAINTS, PRESETS, RunConfig, field_docs
 from rftkit.errors import UserError
+from rftkit.visible import one_line
 
 Arguments = argparse.Namespace
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # any text, on any terminal
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments) or 0)
     except UserError as error:
         print(f"rftkit: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("rftkit: stopped; what was written stays, the same command goes on", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "stopped; what was written stays, the same command goes on"
+        print(f"rftkit: {told}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output, as `head`, went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _parser() -> _Parser:
@@ -160,7 +170,11 @@ def _train(arguments: Arguments) -> None:
     from rftkit.trainer import Trainer
 
     keep_freed_memory()
-    Trainer(_config(arguments), arguments.out, resume=arguments.resume).train()
+    trainer = Trainer(_config(arguments), arguments.out, resume=arguments.resume)
+    if arguments.resume:
+        told = f"goes on at step {trainer.done} of {trainer.config.steps}"
+        print(f"rftkit: {arguments.out}: {told}", file=sys.stderr)
+    trainer.train()
     print(f"run folder: {arguments.out}")
 
 

@@ -9,9 +9,11 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -46,7 +48,7 @@ def compare(
     Writes summary.json, curves.png and one run folder a constraint and seed. Finished runs in
     `out` are kept, unfinished ones resumed.
     """
-    from rftkit.plots import save_curves
+    from rftkit.plots import curves, save
     from rftkit.tasks import task_of
 
     out = Path(out)
@@ -69,7 +71,7 @@ def compare(
     }
     summary = summarise(task, gold_max, base.steps, list(dict.fromkeys(seeds)), runs)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    save_curves(out / "curves.png", runs, task, gold_max)
+    save(out / "curves.png", curves(runs, task, gold_max))
     return summary
 
 
@@ -96,7 +98,7 @@ def summarise(
             ),
             "start_gold_reward": fmean(m[0]["gold_reward"] for m in metrics),
             "edit_ratio": [_ends(m, "edit_ratio") for m in metrics],
-            "tokens": fmean(sum(row["tokens"] for row in m[:-1]) for m in metrics),
+            "tokens": fmean(sum(row["tokens"] or 0 for row in m[:-1]) for m in metrics),
             "seconds_per_step": fmean(seconds) if seconds else None,
         }
     return {"task": task, "gold_max": gold_max, "steps": steps, "seeds": seeds, "methods": methods}
@@ -139,7 +141,10 @@ def run_one(config: RunConfig, out: Path, threads: int = 0) -> None:
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
-    Trainer(config, out, resume=True).train(progress=False)
+    try:
+        Trainer(config, out, resume=True).train(progress=False)
+    except KeyboardInterrupt:  # asked to end: the run is saved, and no other shall begin
+        os._exit(1)
 
 
 def run_all(
@@ -156,7 +161,7 @@ def run_all(
     context = multiprocessing.get_context("spawn")  # the one way that works on every system
     with (
         tqdm(total=sum(steps), desc=jobs[0][0].task, unit="step", disable=not progress) as bar,
-        ProcessPoolExecutor(workers, context, _leave_interrupts_to_the_parent) as pool,
+        ProcessPoolExecutor(workers, context, _obey_the_parent) as pool,
     ):
         threads = 1 if workers > 1 else 0
         futures = [pool.submit(run_one, config, out, threads) for config, out in jobs]
@@ -186,14 +191,29 @@ def _watch(bar: Any, jobs: Sequence[tuple[RunConfig, Path]]) -> None:
     bar.set_postfix(gold)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _obey_the_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _raise_first(futures: Sequence[Future[None]]) -> None:
     for future in futures:
         if future.done():
-            future.result()
+            try:
+                future.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    "a run's process was killed, perhaps for want of memory; the same command "
+                    "goes on, with --workers 1 in less memory"
+                ) from None
 
 
 def _default_workers(device: str, jobs: int) -> int:

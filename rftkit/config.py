@@ -85,6 +85,7 @@ class RunConfig:
     eval_prompts: Annotated[int, "held-out prompts an evaluation, one response each"] = 128
     strength_every: Annotated[int, "steps between measurements of strength (costs a backward)"] = 5
     save_every: Annotated[int, "steps between checkpoints"] = 20
+    patience: Annotated[int, "steps skipped in a row, for numbers gone bad, that stop the run"] = 10
     samples: Annotated[int, "responses kept in samples.jsonl at each evaluation"] = 8
 
     def __post_init__(self) -> None:
@@ -130,11 +131,12 @@ _LOWEST = {
     "resample": 0,
     "kl_target": 0,
     "reference_reset": 0,
-    "eval_every": 1,
     "edit_limit": 0,
+    "eval_every": 1,
     "eval_prompts": 1,
     "strength_every": 1,
     "save_every": 1,
+    "patience": 1,
     "samples": 0,
 }
 

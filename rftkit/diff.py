@@ -8,12 +8,12 @@ characters visible.
 from __future__ import annotations
 
 import html
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TypeVar
 
 from rftkit.metrics import as_codes
+from rftkit.visible import visible as visible
 
 T = TypeVar("T", str, int)
 
@@ -62,22 +62,14 @@ def to_ansi(pieces: Iterable[Sequence[str]]) -> str:
 
 
 def to_html(pieces: Iterable[Sequence[str]]) -> str:
-    """`[[op, text], ...]` as an HTML fragment that keeps white space and runs nothing."""
+    """`[[op, text], ...]` as an HTML fragment that keeps white space, runs and typesets nothing."""
 
     def paint(op: str, text: str) -> str:
         tag, style = _HTML[op]
         return f'<{tag} style="{style}">{html.escape(text)}</{tag}>' if style else html.escape(text)
 
-    return f'<span style="white-space:pre-wrap">{_render(pieces, paint)}</span>'
-
-
-def visible(text: str) -> str:
-    """`text` with every character that a screen would obey, or hide, replaced by a sign for it.
-
-    New lines and tabs stay. U+001B becomes ␛; invisible ones without such a sign, as U+202E, which
-    turns the writing direction, become \\u202e.
-    """
-    return "".join(map(_visible_character, text))
+    shown = _render(pieces, paint)  # in which Jupyter would typeset what stands between $ signs
+    return f'<span class="mathjax_ignore" style="white-space:pre-wrap">{shown}</span>'
 
 
 def _render(pieces: Iterable[Sequence[str]], paint: Callable[[str, str], str]) -> str:
@@ -87,12 +79,3 @@ def _render(pieces: Iterable[Sequence[str]], paint: Callable[[str, str], str]) -
         for op, text in pieces
     )
     return "".join(paint(op, text) for op, text in shown)
-
-
-def _visible_character(character: str) -> str:
-    if character in "\n\t" or unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}:
-        return character
-    code = ord(character)
-    if code < 0x20 or code == 0x7F:
-        return chr(0x2400 + code) if code < 0x20 else "␡"
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

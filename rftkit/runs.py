@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from rftkit.config import RunConfig
 from rftkit.errors import UserError
+from rftkit.files import append_line, writing
+from rftkit.files import write_text as write_text
+from rftkit.guard import sole_writer
 
 FORMAT = 1
 
@@ -33,22 +37,21 @@ class RunFolder:
         differ from `config`.
         """
         run = cls(path)
-        try:
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            if (path / "config.json").exists():
-                if not resume:
-                    raise UserError(
-                        f"{path}: holds a run already; add --resume or choose another --out"
-                    )
-                run._same(config)
-            else:
-                record = {"format": FORMAT, **config.to_dict()}
-                write_text(path / "config.json", json.dumps(record, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); choose another --out"
-            ) from None
+            there = (path / "config.json").exists()
+        if not there:
+            record = {"format": FORMAT, **config.to_dict()}
+            write_text(path / "config.json", json.dumps(record, indent=1) + "\n")
+        elif not resume:
+            raise UserError(f"{path}: holds a run already; add --resume or choose another --out")
+        else:
+            run._same(config)
         return run
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside, no other process may train in this folder; see `sole_writer`."""
+        return sole_writer(self.path / "config.json")
 
     def config(self) -> RunConfig:
         """The run's settings. Raises UserError where config.json is missing or broken."""
@@ -79,11 +82,19 @@ class RunFolder:
         return _read(self.path / "samples.jsonl")
 
     def cut(self, step: int) -> None:
-        """Drop records of `step` and later: what was written after the checkpoint."""
+        """Drop records of `step` and later: what was written after the checkpoint.
+
+        Raises UserError where one of the steps before is missing.
+        """
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.path / name
+            rows = [row for row in _read(path) if row["step"] < step]
+            if name == "metrics.jsonl" and [row["step"] for row in rows] != list(range(step)):
+                raise UserError(
+                    f"{path}: not all steps up to the checkpoint's, {step}, are in it; "
+                    "restore the file or choose another --out"
+                )
             if path.exists():
-                rows = [row for row in _read(path) if row["step"] < step]
                 write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _same(self, config: RunConfig) -> None:
@@ -96,17 +107,13 @@ class RunFolder:
             )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one move, so that no reader sees half of it."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8", newline="\n")
-    new.replace(path)
-
-
 def _append(path: Path, row: Mapping[str, Any]) -> None:
     clean = {key: _finite(value) for key, value in row.items()}
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(clean) + "\n")
+    try:
+        line = json.dumps(clean)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: a metric is neither number nor text ({error})") from None
+    append_line(path, line)
 
 
 def _finite(value: Any) -> Any:
@@ -117,9 +124,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is half a line
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError:
-        raise UserError(
-            f"{path}: a line is not JSON; restore the file or start a new run"
-        ) from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+            int(rows[-1]["step"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise UserError(
+                f"{path}:{number}: not a record with a step; restore the file or start a new run"
+            ) from None
+    return rows

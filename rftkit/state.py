@@ -1,16 +1,16 @@
-"""Optimiser and random state in safetensors, so that a checkpoint never needs pickle.
-
-Folders are swapped in whole: a reader finds the old checkpoint or the new one, never half of one.
-"""
+"""Optimiser and random state in safetensors, so that a checkpoint never needs pickle."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from rftkit.errors import UserError
 
 
 def save_state(
@@ -38,21 +38,12 @@ def load_state(path: Path, optimiser: torch.optim.Optimizer) -> dict[str, torch.
     return extra
 
 
-def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new folder, then swap it in for `folder`."""
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (new, old):
-        if leftover.exists() and (leftover is new or folder.exists()):
-            shutil.rmtree(leftover)
-    new.mkdir(parents=True)
-    write(new)
-    if folder.exists():
-        folder.replace(old)
-    new.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def find_folder(folder: Path) -> Path | None:
-    """`folder`, or its predecessor if a crash fell between the two renames, or None."""
-    old = folder.with_name(folder.name + ".old")
-    return next((path for path in (folder, old) if path.exists()), None)
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Inside, a checkpoint that is broken or lacks a part is a UserError that names it."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: the checkpoint is broken ({error}); restore it or choose another --out"
+        ) from None

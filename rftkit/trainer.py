@@ -7,9 +7,11 @@ several machines, asynchronous sampling, sequence packing.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +24,18 @@ from rftkit.batch import Batch, losses
 from rftkit.config import RunConfig
 from rftkit.constraints import NoConstraint, Pull, make_constraint
 from rftkit.errors import UserError
+from rftkit.files import find_folder, replace_folder
+from rftkit.guard import whole_step
+from rftkit.health import (
+    BadStepError,
+    Health,
+    check_losses,
+    check_refined,
+    check_rewards,
+    check_weights,
+    idle_reason,
+    scores_of,
+)
 from rftkit.models import Policy, load_policy
 from rftkit.objectives import (
     group_advantages,
@@ -32,9 +46,11 @@ from rftkit.refiner import OnlineRefiner
 from rftkit.rollout import Rollouts, Sampler
 from rftkit.runs import RunFolder
 from rftkit.scoring import score_targets
-from rftkit.state import find_folder, load_state, replace_folder, save_state
+from rftkit.state import load_state, reading, save_state
 from rftkit.tasks import Prompt, Score, Task, task_of
 from rftkit.tasks.base import instructed
+
+log = logging.getLogger("rftkit")
 
 Metrics = dict[str, Any]
 
@@ -85,10 +101,14 @@ class Trainer:
         told = "" if self.policy.refines_natively else self.task.instruction
         self.train_prompts = instructed(self.task.prompts("train"), told)
         self.heldout_prompts = instructed(self.task.prompts("heldout"), told)
+        self.health = Health(config)
         self.done = 0  # steps
+        self._saved = 0  # steps in the checkpoint
+        self._whole = True  # False within a step, and after one that broke off
         self.run = RunFolder.create(Path(out), given, resume) if out is not None else None
         if self.run is not None and resume:
-            self._resume(self.run)
+            with self.run.alone():
+                self._resume(self.run)
 
     def train(self, progress: bool = True) -> list[Metrics]:
         """Run the remaining steps; return their metrics, the last evaluation included."""
@@ -101,6 +121,8 @@ class Trainer:
                 bar.update(self.done - bar.n)
                 if metrics.get("gold_reward") is not None:
                     bar.set_postfix(gold=f"{metrics['gold_reward']:.2f}")
+        if told := self.health.summary():
+            log.warning(told)
         return history
 
     def steps(self) -> Iterator[Metrics]:
@@ -108,25 +130,49 @@ class Trainer:
 
         After the last update comes one more, of evaluation alone, with step = steps.
         """
-        config = self.config
-        while self.done < config.steps:
-            metrics = self._step(self.done)
-            self.done += 1
-            metrics = self._record(metrics)
-            if self.done % config.save_every == 0 or self.done == config.steps:
-                self.save()
-            yield metrics
-        if self.run is None or not any(m["step"] == config.steps for m in self.run.metrics()):
-            yield self._record({"step": config.steps, **self.evaluate(config.steps)})
+        with self.run.alone() if self.run is not None else nullcontext():
+            while self.done < self.config.steps:
+                if not self._whole:
+                    raise UserError("the last step broke off: go on in a Trainer with resume=True")
+                self._whole = False
+                with whole_step() as stop:
+                    metrics = self._record(self._step(self.done))
+                    self.done += 1
+                    if self.done % self.config.save_every == 0 or self.done == self.config.steps:
+                        self.save()
+                self._whole = True
+                if stop.requested:
+                    raise KeyboardInterrupt(self._stopped())
+                try:
+                    yield metrics
+                except GeneratorExit:  # the caller wants no more, or was stopped
+                    if self.run is not None:
+                        log.warning(self._stopped())
+                    raise
+            last = self.config.steps
+            if self.run is None or not any(m["step"] == last for m in self.run.metrics()):
+                yield self._record({"step": last, **self.evaluate(last)})
 
     def _step(self, step: int) -> Metrics:
-        config = self.config
         metrics: Metrics = {"step": step}
-        if step % config.eval_every == 0:
+        if step % self.config.eval_every == 0:
             metrics |= self.evaluate(step)
         start = time.perf_counter()
+        try:
+            metrics |= self._learn(step)
+            self.health.good(step, metrics.get("idle", ""))
+        except BadStepError as error:
+            metrics["skipped"] = error.what
+            self.optimiser.zero_grad()
+            self.health.bad(step, error)
+        self.sampler.refresh()
+        return metrics | {"seconds": time.perf_counter() - start}
+
+    def _learn(self, step: int) -> Metrics:
+        config = self.config
         rollouts, rewards = self._collect(step)
         pull = self.constraint.prepare(rollouts, seed=_seed(config.seed, step, "constraint"))
+        check_refined([r.refined for r in pull.refinements or ()])
         kl = _kl(rollouts, pull.ref_log_probs) if pull.ref_log_probs else None
         batch = Batch(rollouts, *self._advantages(rollouts, rewards, pull), pull)
         for group in self.optimiser.param_groups:
@@ -136,13 +182,14 @@ class Trainer:
             measure = update == 0 and step % config.strength_every == 0
             sums, pull_size = self._update(batch, measure)
             measured |= pull_size
-        self.sampler.refresh()
         self.constraint.after_step(
             step, None if kl is None else kl * len(rollouts) / rollouts.tokens
         )
-        return metrics | {
+        flat = float(zero_variance(rewards.view(-1, config.group)).float().mean())
+        idle = idle_reason(config, flat, rollouts.finished)
+        return {
             "task_reward": float(rewards.mean()),
-            "zero_variance": float(zero_variance(rewards.view(-1, config.group)).float().mean()),
+            "zero_variance": flat,
             **({} if kl is None else {"kl": kl}),
             "entropy": float(torch.cat(rollouts.entropy).mean()),
             "length": rollouts.tokens / len(rollouts),
@@ -150,7 +197,7 @@ class Trainer:
             **pull.metrics,
             **sums,
             "tokens": rollouts.tokens,
-            "seconds": time.perf_counter() - start,
+            **({"idle": idle} if idle else {}),
         }
 
     # One step, part by part
@@ -184,10 +231,12 @@ class Trainer:
             temperature=config.temperature,
             seed=_seed(config.seed, step, f"rollout {attempt}"),
         )
-        scores = self.task.score(
-            rollouts.prompts, rollouts.responses, rollouts.finished, gold=False
+        scores = scores_of(
+            self.task, rollouts.prompts, rollouts.responses, rollouts.finished, gold=False
         )
-        return rollouts, torch.tensor([s.task_reward for s in scores])
+        rewards = torch.tensor([float(s.task_reward) for s in scores])
+        check_rewards(rewards)
+        return rollouts, rewards
 
     def _advantages(
         self, rollouts: Rollouts, rewards: torch.Tensor, pull: Pull
@@ -222,8 +271,10 @@ class Trainer:
             loss.backward()
         measured = _strength(parameters, pulled) if measure else {}
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        check_losses(self.config, sums, float(norm))
         self.optimiser.step()
         self.optimiser.zero_grad()
+        check_weights(self.config, parameters)
         return sums | {"grad_norm": float(norm)}, measured
 
     # Evaluation and records
@@ -243,7 +294,7 @@ class Trainer:
             temperature=1.0,
             seed=_seed(config.seed, step, "evaluate"),
         )
-        scores = self.task.score(prompts, rollouts.responses, rollouts.finished)
+        scores = scores_of(self.task, prompts, rollouts.responses, rollouts.finished)
         if self.run is not None and config.samples:
             self._record_samples(step, rollouts, scores)
         with self.policy.reference():
@@ -288,7 +339,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint: adapter (PEFT), optimiser, and the step, which decides the rest."""
-        if self.run is None:
+        if self.run is None or self._saved == self.done:
             return
 
         def write(folder: Path) -> None:
@@ -298,19 +349,33 @@ class Trainer:
             save_state(folder / "state.safetensors", self.optimiser, extra)
 
         replace_folder(self.run.checkpoint, write)
+        self._saved = self.done
 
     def _resume(self, run: RunFolder) -> None:
         found = find_folder(run.checkpoint)
         if found is not None:
-            self.policy.model.load_adapter(str(found), "default", is_trainable=True)
-            extra = load_state(found / "state.safetensors", self.optimiser)
-            prefix = "constraint."
-            self.constraint.load_state(
-                {k.removeprefix(prefix): v for k, v in extra.items() if k.startswith(prefix)}
-            )
-            self.done = int(extra["step"])
+            with reading(found):
+                self.policy.model.load_adapter(str(found), "default", is_trainable=True)
+                extra = load_state(found / "state.safetensors", self.optimiser)
+                prefix = "constraint."
+                self.constraint.load_state(
+                    {k.removeprefix(prefix): v for k, v in extra.items() if k.startswith(prefix)}
+                )
+                self.done = self._saved = int(extra["step"])
             self.sampler.refresh()
+        elif any(row["step"] >= self.config.save_every for row in run.metrics()):
+            raise UserError(
+                f"{run.checkpoint}: is missing; restore it or start a new run in another --out"
+            )
         run.cut(self.done)
+        self.health.restore(run.metrics())
+
+    def _stopped(self) -> str:
+        """Save, and say so."""
+        self.save()
+        if self.run is None:
+            return f"stopped before step {self.done}; nothing is saved without a run folder"
+        return f"stopped before step {self.done}, saved in {self.run.path}; --resume goes on"
 
 
 def _strength(parameters: Sequence[torch.Tensor], pulled: Sequence[torch.Tensor]) -> Metrics:

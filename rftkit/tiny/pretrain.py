@@ -21,8 +21,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rftkit.chat import encode_chat, encode_text
 from rftkit.errors import UserError
+from rftkit.files import find_folder, replace_folder, write_text, writing
+from rftkit.guard import sole_writer, whole_step
 from rftkit.models import load_policy
-from rftkit.state import find_folder, load_state, replace_folder, save_state
+from rftkit.state import load_state, reading, save_state
 from rftkit.tasks import Task, load_task
 from rftkit.tiny.corpus import Example, batch, texts
 from rftkit.tiny.quality import card, measure
@@ -58,37 +60,19 @@ def pretrain(config: PretrainConfig, out: Path, progress: bool = True) -> Path:
     Raises UserError where `out` holds a run of another configuration.
     """
     tasks = [load_task(name) for name in config.tasks]
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     _claim(out / "pretrain.json", config)
-    tokenizer = _tokenizer(config, tasks, out / "tokenizer")
-    torch.manual_seed(config.seed)
-    model = LlamaForCausalLM(_llama(config, tokenizer))
-    optimisers = _optimisers(model, config)
-    done = _resume(out / "checkpoint", model, optimisers)
-    bar = tqdm(
-        range(done, config.steps), "pretrain", config.steps, initial=done, disable=not progress
-    )
-    for step in bar:
-        for optimiser, peak in zip(optimisers, (config.muon_lr, config.lr), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = peak * _schedule(step, config)
-        examples = batch(tasks, config.batch, config.seed, step)
-        loss = _update(model, tokenizer, optimisers, examples, config.micro_batches)
-        bar.set_postfix(loss=f"{loss:.3f}")
-        if not math.isfinite(loss):
-            raise UserError(f"pre-training diverged at step {step}: lower lr (now {config.lr})")
-        if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
-            _save(out / "checkpoint", model, optimisers, step + 1)
-    replace_folder(out / "model", lambda folder: _export(folder, model, tokenizer, config))
-    return out / "model"
+    with sole_writer(out / "pretrain.json"):
+        return _train(config, tasks, out, progress)
 
 
 def write_card(folder: Path, tasks: Sequence[str], prompts: int = 256) -> dict[str, Any]:
     """Measure the model in `folder` on held-out prompts; write quality.json and the model card."""
     policy = load_policy(str(folder), "nf4", "cpu")
     figures = {name: measure(policy, load_task(name), prompts) for name in tasks}
-    (folder / "quality.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(figures, facts(folder)), encoding="utf-8")
+    write_text(folder / "quality.json", json.dumps(figures, indent=1) + "\n")
+    write_text(folder / "README.md", card(figures, facts(folder)))
     return figures
 
 
@@ -113,6 +97,33 @@ def example_ids(tokenizer: Any, example: Example) -> tuple[list[int], list[int]]
         messages.append({"role": "draft", "content": example.draft})
     target = [*encode_text(tokenizer, example.target), tokenizer.eos_token_id]
     return encode_chat(tokenizer, messages), target
+
+
+def _train(config: PretrainConfig, tasks: Sequence[Task], out: Path, progress: bool) -> Path:
+    tokenizer = _tokenizer(config, tasks, out / "tokenizer")
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(_llama(config, tokenizer))
+    optimisers = _optimisers(model, config)
+    done = _resume(out / "checkpoint", model, optimisers)
+    bar = tqdm(
+        range(done, config.steps), "pretrain", config.steps, initial=done, disable=not progress
+    )
+    for step in bar:
+        for optimiser, peak in zip(optimisers, (config.muon_lr, config.lr), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = peak * _schedule(step, config)
+        with whole_step() as stop:
+            examples = batch(tasks, config.batch, config.seed, step)
+            loss = _update(model, tokenizer, optimisers, examples, config.micro_batches)
+        bar.set_postfix(loss=f"{loss:.3f}")
+        if not math.isfinite(loss):
+            raise UserError(f"pre-training diverged at step {step}: lower lr (now {config.lr})")
+        if stop.requested or ((step + 1) % config.save_every == 0 and step + 1 < config.steps):
+            _save(out / "checkpoint", model, optimisers, step + 1)
+        if stop.requested:
+            raise KeyboardInterrupt(f"stopped, saved in {out}; the same command goes on")
+    replace_folder(out / "model", lambda folder: _export(folder, model, tokenizer, config))
+    return out / "model"
 
 
 def _update(
@@ -188,7 +199,8 @@ def _schedule(step: int, config: PretrainConfig) -> float:
 def _claim(path: Path, config: PretrainConfig) -> None:
     mine = json.loads(json.dumps(asdict(config)))
     if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        with reading(path):
+            theirs = dict(json.loads(path.read_text(encoding="utf-8")))
         changed = [key for key, value in mine.items() if theirs.get(key) != value]
         if changed:
             raise UserError(
@@ -196,7 +208,7 @@ def _claim(path: Path, config: PretrainConfig) -> None:
                 "choose another --out or the same settings"
             )
     else:
-        path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(mine, indent=1) + "\n")
 
 
 def _tokenizer(
@@ -229,9 +241,10 @@ def _resume(
     found = find_folder(folder)
     if found is None:
         return 0
-    model.load_state_dict(LlamaForCausalLM.from_pretrained(found).state_dict())
-    extra = [load_state(found / f"state{i}.safetensors", o) for i, o in enumerate(optimisers)]
-    return int(extra[0]["step"])
+    with reading(found):
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(found).state_dict())
+        extra = [load_state(found / f"state{i}.safetensors", o) for i, o in enumerate(optimisers)]
+        return int(extra[0]["step"])
 
 
 def _export(

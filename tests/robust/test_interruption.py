@@ -1,0 +1,232 @@
+"""A run that is cut short: it goes on bit for bit, or ends in one line that says what to do."""
+
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from kills import in_child, kill_points, killed_at
+from small import model_folder
+
+from rftkit import RunConfig, Trainer, UserError
+from rftkit.runs import RunFolder
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and kills processes")
+
+SETTINGS = {"model": model_folder(), "precision": "fp32", "prompts": 2, "group": 2, "steps": 4,
+            "max_new_tokens": 4, "eval_prompts": 2, "eval_every": 2, "save_every": 2, "samples": 1,
+            "constraint": "dynamic", "coef": 1.0}  # fmt: skip
+CONFIG = RunConfig.from_dict(SETTINGS)
+
+
+def train(out: Path, resume: bool = False) -> Trainer:
+    torch.set_num_threads(1)  # a forked child has none of the parent's threads
+    trainer = Trainer(CONFIG, out, resume=resume)
+    trainer.train(progress=False)
+    return trainer
+
+
+def records(out: Path) -> tuple[list[dict], list[dict]]:
+    run = RunFolder(out)
+    metrics = [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics()]
+    return metrics, run.samples()
+
+
+def one_line(out: Path, work) -> str:
+    """The message of the UserError that `work` must end in, in a child of its own."""
+    told = out.with_name(out.name + ".told")
+
+    def tell() -> None:
+        with pytest.raises(UserError) as error:
+            work()
+        told.write_text(str(error.value))
+
+    assert in_child(tell) == 0
+    text = told.read_text()
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    threads = torch.get_num_threads()
+    train(out)
+    torch.set_num_threads(threads)
+    return out
+
+
+@pytest.fixture
+def cut(tmp_path: Path, whole: Path) -> Path:
+    """A run that was stopped after its first checkpoint."""
+
+    def two_steps() -> None:
+        torch.set_num_threads(1)
+        for metrics in Trainer(CONFIG, tmp_path / "run").steps():
+            if metrics["step"] == 2:
+                os._exit(0)
+
+    assert in_child(two_steps) == 0
+    return tmp_path / "run"
+
+
+def test_killed_in_any_phase_a_run_goes_on_bit_for_bit(tmp_path: Path, whole: Path) -> None:
+    points = kill_points(lambda: train(tmp_path / "counted"), tmp_path / "notes", 1, seed=1)
+    assert (
+        len(points) == 7
+    )  # one a phase: set-up, evaluation, rollout, refine, update, save, record
+    for point in points:
+        out = tmp_path / str(point)
+        assert in_child(lambda out=out: train(out), killed_at(point)) == -signal.SIGKILL
+        RunFolder(out).metrics()  # readable as it is
+        assert in_child(lambda out=out: train(out, resume=True)) == 0
+        assert records(out) == records(whole), point
+
+
+def test_killed_while_resuming_a_run_still_goes_on(tmp_path: Path, cut: Path, whole: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(cut, copy)
+    points = kill_points(lambda: train(copy, resume=True), tmp_path / "notes", 1, seed=2)
+    for point in points[::3]:
+        assert in_child(lambda: train(cut, resume=True), killed_at(point)) == -signal.SIGKILL
+    assert in_child(lambda: train(cut, resume=True)) == 0
+    assert records(cut) == records(whole)
+
+
+@pytest.mark.parametrize("size", [700, 3000, 40_000])
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, whole: Path, size: int) -> None:
+    """No file can grow beyond `size`: writes fail within a line or within the checkpoint."""
+
+    def on_a_full_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        train(tmp_path / "run")
+
+    told = one_line(tmp_path / "run", on_a_full_disk)
+    assert "free some space, then --resume" in told
+    assert str(tmp_path / "run") in told
+    assert not list((tmp_path / "run").glob("*.new"))
+    assert in_child(lambda: train(tmp_path / "run", resume=True)) == 0
+    assert records(tmp_path / "run") == records(whole)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_folder_without_write_permission_is_named(cut: Path, known: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "run")
+        cut.rename(place)
+        for path in (Path(folder), place, *place.glob("*.json*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+        def begin() -> None:
+            root = os.geteuid() == 0
+            os.seteuid(65534 if root else os.geteuid())  # for root no folder is read-only
+            try:
+                run = RunFolder.create(place if known else place / "new", CONFIG, resume=True)
+                with run.alone():
+                    pass
+            finally:
+                os.seteuid(0 if root else os.geteuid())
+
+        told = one_line(cut, begin)
+        Path(folder).chmod(0o755)
+        place.chmod(0o755)
+    assert str(place) in told
+    assert "cannot be written (Permission denied); choose another --out" in told
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99, None])
+@pytest.mark.parametrize("name", ["state.safetensors", "adapter_model.safetensors"])
+def test_a_broken_checkpoint_is_named(cut: Path, name: str, keep: float | None) -> None:
+    path = cut / "checkpoint" / name
+    if keep is None:
+        path.unlink()
+    else:
+        os.truncate(path, int(path.stat().st_size * keep))
+    before = records(cut)
+    with pytest.raises(UserError, match=r"checkpoint is broken .*; restore it or choose") as error:
+        Trainer(CONFIG, cut, resume=True)
+    assert "\n" not in str(error.value)
+    assert records(cut) == before, "a failed resume takes nothing away"
+
+
+def test_lost_records_and_a_lost_checkpoint_are_told(cut: Path) -> None:
+    lines = (cut / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (cut / "metrics.jsonl").write_text(lines[0])
+    with pytest.raises(UserError, match=r"metrics\.jsonl: not all steps up to the checkpoint's, 2"):
+        Trainer(CONFIG, cut, resume=True)
+    (cut / "metrics.jsonl").write_text(lines[0] + "{]\n" + lines[1])
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a record"):
+        Trainer(CONFIG, cut, resume=True)
+    (cut / "metrics.jsonl").write_text("".join(lines))
+    (cut / "checkpoint").rename(cut / "elsewhere")
+    with pytest.raises(UserError, match=r"checkpoint: is missing"):
+        Trainer(CONFIG, cut, resume=True)
+
+
+def test_half_a_line_is_cut_away(cut: Path, whole: Path) -> None:
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with (cut / name).open("a") as file:
+            file.write('{"step": 3, "task_re')
+    train(cut, resume=True)
+    assert records(cut) == records(whole)
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    steps = Trainer(CONFIG, tmp_path / "run").steps()
+    next(steps)
+    with pytest.raises(UserError, match="another process is at work in it"):
+        Trainer(CONFIG, tmp_path / "run", resume=True)
+    steps.close()
+    assert Trainer(CONFIG, tmp_path / "run", resume=True).done == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_the_step_saves_and_says_so(
+    tmp_path: Path, whole: Path, monkeypatch, number: int
+) -> None:
+    trainer = Trainer(CONFIG, tmp_path / "run")
+    honest = trainer._update
+
+    def stopped(*arguments):
+        if trainer.done == 1:
+            os.kill(os.getpid(), number)
+        return honest(*arguments)
+
+    monkeypatch.setattr(trainer, "_update", stopped)
+    with pytest.raises(KeyboardInterrupt, match=r"before step 2, saved in .*run; --resume goes on"):
+        trainer.train(progress=False)
+    assert [row["step"] for row in RunFolder(tmp_path / "run").metrics()] == [0, 1]
+    trainer = train(tmp_path / "run", resume=True)
+    assert records(tmp_path / "run") == records(whole)
+
+
+def test_a_second_stop_is_obeyed_at_once_and_the_trainer_then_refuses(
+    tmp_path: Path, whole: Path, monkeypatch
+) -> None:
+    trainer = Trainer(CONFIG, tmp_path / "run")
+
+    def stopped_twice(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer, "_update", stopped_twice)
+    with pytest.raises(KeyboardInterrupt, match="in the middle of a step"):
+        trainer.train(progress=False)
+    with pytest.raises(UserError, match="resume=True"):
+        trainer.train(progress=False)
+    train(tmp_path / "run", resume=True)
+    assert records(tmp_path / "run") == records(whole)
+
+
+def test_training_works_outside_the_main_thread(tmp_path: Path, whole: Path) -> None:
+    thread = threading.Thread(target=train, args=(tmp_path / "run",))
+    thread.start()
+    thread.join()
+    assert records(tmp_path / "run") == records(whole)
