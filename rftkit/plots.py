@@ -75,11 +75,8 @@ def curves(runs: Mapping[str, Sequence[RunFolder]], task: str, gold_max: float) 
     return figure
 
 
-def save_curves(
-    path: Path, runs: Mapping[str, Sequence[RunFolder]], task: str, gold_max: float
-) -> None:
-    """Write the six panels as a picture."""
-    figure = curves(runs, task, gold_max)
+def save(path: Path, figure: Figure) -> None:
+    """Write a figure as a picture, and close it."""
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

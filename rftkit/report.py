@@ -1,4 +1,4 @@
-"""README's tables, from the recorded runs in data/runs: `python -m rftkit.report` rewrites them."""
+"""README's tables and the recorded runs' figures: `python -m rftkit.report` rewrites them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.paths import DATA
-from rftkit.plots import LABELS
+from rftkit.plots import LABELS, curves, refining_cost, save
+from rftkit.runs import RunFolder
 
 _BLOCK = re.compile(r"(<!-- results: (?P<task>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -49,6 +50,18 @@ def fill(text: str) -> str:
     return _BLOCK.sub(block, text)
 
 
+def draw(folder: Path) -> None:
+    """Write the figures of a recorded comparison: curves.png and refining_cost.png."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    runs = {
+        name: [RunFolder(folder / f"{name}-seed{seed}") for seed in summary["seeds"]]
+        for name in summary["methods"]
+    }
+    save(folder / "curves.png", curves(runs, summary["task"], summary["gold_max"]))
+    if "dynamic" in runs:
+        save(folder / "refining_cost.png", refining_cost(runs["dynamic"]))
+
+
 def _name(name: str, coef: float) -> str:
     label = LABELS.get(name, name)
     if name == "none":
@@ -57,5 +70,7 @@ def _name(name: str, coef: float) -> str:
 
 
 if __name__ == "__main__":
+    for summary in sorted((DATA / "runs").glob("*/summary.json")):
+        draw(summary.parent)
     readme = Path("README.md")
     readme.write_text(fill(readme.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")

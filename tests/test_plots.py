@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rftkit import RunConfig
-from rftkit.plots import COLOURS, PANELS, curves, save_curves, series
+from rftkit.plots import COLOURS, PANELS, curves, refining_cost, save, series
 from rftkit.runs import RunFolder
 
 NAMES = ("none", "kl", "dynamic")
@@ -25,6 +25,7 @@ def runs(tmp_path: Path, request) -> dict[str, list[RunFolder]]:
                 row = dict.fromkeys([key for key, _ in PANELS]) | {"step": step, "coef": 0.5}
                 row |= {"task_reward": value, "kl": value, "strength": 0.5 if name != "none" else 0}
                 row |= {"edit_ratio": 0.1 if name == "dynamic" else None}
+                row |= {"rounds": 1.0 + step, "refined_length": 20.0}
                 if step % 3 == 0:
                     row |= {"gold_reward": value / 10, "degenerate": 0.2}
                 run.log(row)
@@ -54,6 +55,16 @@ def test_each_panel_has_each_constraint_once_in_its_colour(runs) -> None:
 
 
 def test_the_picture_is_written(runs, tmp_path: Path) -> None:
-    save_curves(tmp_path / "curves.png", runs, "dialogue", 1.5)
+    save(tmp_path / "curves.png", curves(runs, "dialogue", 1.5))
     assert (tmp_path / "curves.png").stat().st_size > 20_000
     assert not plt.get_fignums()
+
+
+def test_refining_cost_shows_each_step_of_each_seed(runs) -> None:
+    figure = refining_cost(runs["dynamic"])
+    by_edits, by_step = figure.axes[:2]
+    (dots,) = by_edits.collections
+    seeds = len(runs["dynamic"])
+    assert dots.get_offsets()[:, 1].tolist() == [1.0 + step for step in range(7)] * seeds
+    assert by_step.lines[0].get_ydata().tolist() == [20.0] * 7
+    plt.close(figure)
