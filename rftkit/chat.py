@@ -33,3 +33,14 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[i
         content = messages[int(piece)]["content"]
         ids += encode_text(tokenizer, content) if isinstance(content, str) else content
     return ids
+
+
+def characters(tokenizer: Any, ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Spans of `ids` that decode to whole characters: mostly one token, for an emoji up to four."""
+    spans, first = [], 0
+    for end in range(1, len(ids) + 1):
+        broken = tokenizer.decode(ids[first:end]).endswith("\ufffd")
+        if not broken or end - first == 4 or end == len(ids):  # UTF-8 takes four bytes at most
+            spans.append((first, end))
+            first = end
+    return spans

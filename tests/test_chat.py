@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from rftkit.chat import encode_chat, encode_text
+from rftkit.chat import characters, encode_chat, encode_text
 from rftkit.paths import TINY_MODEL
 
 TOKENIZER = AutoTokenizer.from_pretrained(TINY_MODEL)
@@ -17,6 +17,16 @@ def test_any_text_has_tokens_and_comes_back(text: str) -> None:
     ids = encode_text(TOKENIZER, text)
     assert TOKENIZER.decode(ids) == text
     assert not SPECIAL & set(ids)
+
+
+def test_tokens_of_one_character_stay_together() -> None:
+    ids = encode_text(TOKENIZER, "tea 🙂é\ufffd!")
+    shown = [TOKENIZER.decode(ids[a:b]) for a, b in characters(TOKENIZER, ids)]
+    assert "".join(shown) == "tea 🙂é\ufffd!"
+    assert "🙂" in shown
+    assert "é" in shown
+    assert characters(TOKENIZER, []) == []
+    assert len(characters(TOKENIZER, encode_text(TOKENIZER, "🙂")[:2])) == 1, "a cut one is shown"
 
 
 def test_the_template_of_each_role() -> None:
