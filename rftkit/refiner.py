@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from rapidfuzz.distance import Levenshtein
 
+from rftkit.chat import characters
 from rftkit.decoding import verify_decode
 from rftkit.diff import text_diff
 from rftkit.instruct import Answer, InstructForm
@@ -153,10 +154,10 @@ class OnlineRefiner:
     def _refinement(self, response: list[int], answer: Answer, rounds: int = 0) -> Refinement:
         refined, why, stripped = answer
         decode, eos = self.policy.decode, self.policy.eos_ids
-        pieces = [
-            [self.policy.tokenizer.decode([i]) for i in ids if i not in eos]
-            for ids in (response, refined)
-        ]
+        pieces = []
+        for ids in ([i for i in side if i not in eos] for side in (response, refined)):
+            spans = characters(self.policy.tokenizer, ids)
+            pieces.append([self.policy.tokenizer.decode(ids[a:b]) for a, b in spans])
         said, diff = (decode(response), decode(refined)), text_diff(*pieces)
         return Refinement(response, refined, *said, diff, why, rounds, stripped)
 
