@@ -75,8 +75,7 @@ def tidy(notebook: NotebookNode) -> None:
 def fill(text: str, measured: dict[str, dict[str, float]]) -> str:
     """`text` with the box's line rewritten from {device: {"seconds", "gb"}}."""
     parts = [f"{_duration(m['seconds'])} and {m['gb']:g} GB on {d}" for d, m in measured.items()]
-    line = f"{'; '.join(parts)}"
-    return _BOX.sub(lambda found: found[1] + line + found[2], text)
+    return _BOX.sub(lambda found: found[1] + "; ".join(parts) + found[2], text)
 
 
 def _duration(seconds: float) -> str:

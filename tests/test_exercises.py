@@ -32,6 +32,11 @@ def stop_before_the_second_t(y: str) -> str:
     return y if len(rest) < 2 else f"{before}t{rest[0]}."
 
 
+def one_pass(draft: list[str], wanted: list[str]) -> list[str]:
+    agree = [draft[:n] == wanted[:n] for n in range(len(draft) + 1)]
+    return wanted[: sum(agree)]
+
+
 # Name: the right answer, then wrong ones, each with a word of the hint it must get.
 ON_PAPER: dict[str, tuple[Any, dict[str, Any]]] = {
     "01.1": (-math.sqrt(3), {"minus the mean": -3 / 4, "sample": -1.5, "sign": 1.7320}),
@@ -46,6 +51,17 @@ ON_PAPER: dict[str, tuple[Any, dict[str, Any]]] = {
     "03.3": ("none", {"averages to zero": "KL", "refiner": "dynamic", "one of the words": "k1"}),
     "03.4": (0.51, {"first cut": 0.6, "direction": 0.49, "share": 0.52}),
     "03.5": (kl, {"under p": lambda p, q: kl(q, p), "cross-entropy": cross_entropy}),
+    "04.1": (4 / 13, {"refined response": 4 / 9, "number of edits": 4, "fraction kept": 9 / 13}),
+    "04.2": (1, {"plain": 20, "unread": 0, "EOS": 2}),
+    "04.3": (0.75, {"4 of them": 0.3, "does nothing": 0.8, "break rate": 1 / 6}),
+    "04.4": (
+        one_pass,
+        {
+            "own token": lambda draft, wanted: one_pass(draft, wanted)[:-1],
+            "worth nothing": lambda draft, wanted: wanted,
+            "stops with": lambda draft, wanted: draft[99],
+        },
+    ),
     "05.1": (
         13 / 8 * math.log(2),
         {"refined responses now": 13 / 9 * math.log(2), "mean of each": 5 / 3 * math.log(2)},

@@ -15,6 +15,7 @@ import torch
 
 from rftkit import lessons
 from rftkit.exercises import exercises
+from rftkit.metrics import edit_ratio
 from rftkit.objectives import group_advantages, kl_k3, policy_gradient_loss, sft_loss
 from rftkit.toy import cafe, push_forward, refiner_matrix
 
@@ -154,6 +155,13 @@ def test_lesson_03_writes_the_kits_k3(rng: torch.Generator) -> None:
     (k3_by_hand,) = written("03", "k3_by_hand")
     logp, ref_logp = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64)
     close(k3_by_hand(logp, ref_logp), kl_k3(logp, ref_logp))
+
+
+def test_lesson_04_writes_the_kits_edit_ratio(rng: torch.Generator) -> None:
+    (by_hand,) = written("04", "edit_ratio_by_hand")
+    for length in range(9):
+        a, b = torch.randint(3, (2, 8), generator=rng).tolist()
+        assert by_hand(a[:length], b) == pytest.approx(edit_ratio(a[:length], b))
 
 
 def test_lesson_05_writes_the_kits_sft_loss(rng: torch.Generator) -> None:
