@@ -35,7 +35,7 @@ from rftkit.tiny.tokenizer import train_tokenizer
 class PretrainConfig:
     """Everything that decides the weights."""
 
-    tasks: tuple[str, ...] = ("dialogue",)
+    tasks: tuple[str, ...] = ("dialogue",)  # in turn; named twice, a task is shown twice as often
     seed: int = 0
     steps: int = 3200
     restart: int = 2200  # step at which the learning rate rises again
@@ -85,7 +85,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "architecture": "Llama, {hidden} wide, {layers} layers, {heads} heads".format(**recipe),
         "parameters": f"{count:,}, stored in bf16 ({weights.stat().st_size / 1e6:.1f} MB)",
         "tokenizer": "byte-level BPE, {vocab_size} tokens".format(**recipe),
-        "tasks": ", ".join(recipe["tasks"]),
+        "tasks": ", ".join(dict.fromkeys(recipe["tasks"])),
         "trained on": "{steps} batches of {batch} generated texts, seed {seed}".format(**recipe),
     }
 
