@@ -16,18 +16,21 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rftkit.chat import encode_chat
+from rftkit.chat import encode_chat, encode_text
 from rftkit.config import PRESETS, RunConfig
 from rftkit.decoding import PART_TOKENS
 from rftkit.errors import UserError
-from rftkit.models import compute_dtype
+from rftkit.instruct import EXAMPLES, RULES
+from rftkit.models import compute_dtype, native
 from rftkit.paths import TINY_MODEL
-from rftkit.tasks import load_task
+from rftkit.tasks import task_of
+from rftkit.tasks.base import instructed
 
 GB = 1e9
 RESERVE_GB = 0.6  # CUDA context and libraries; assumed
 WASTE = 0.1  # share of the memory that an allocator loses to fragments; assumed
 UNKNOWN_PROMPT = 128  # tokens, where the model has no tokenizer to count with
+UNKNOWN_RULES = 300  # tokens, likewise
 FP32 = 4  # bytes: adapter, optimiser, norms and losses, whatever the precision of the base
 
 # Constants of NF4 a matrix: its code book, the code book of its scales, their offset (bytes).
@@ -66,6 +69,7 @@ class Work:
     """A step's tokens: rows of `prompt` + `response`, in micro-batches of `batch_rows` rows.
 
     scored: positions a row whose logits are computed. part: tokens the refiner reads at once.
+    rules: tokens of the refiner's rules and examples, which an instruct model needs.
     """
 
     rows: int
@@ -74,6 +78,7 @@ class Work:
     batch_rows: int
     scored: int
     part: int
+    rules: int
 
     @property
     def length(self) -> int:
@@ -97,13 +102,13 @@ def estimate(
         raise UserError(f"prompt-tokens: {prompt_tokens} must be at least 0")
     device = device or ("cpu" if config.device == "cpu" else "cuda")
     shape = read_shape(config.model)
-    prompts = _prompt_lengths(config, prompt_tokens)
+    prompts, rules = _prompt_lengths(config, prompt_tokens), _rules(config.model)
     usable = (vram_gb - RESERVE_GB) * (1 - WASTE)
     presets = {}
     for name, settings in PRESETS.items():
         kept = ("model", "task", "constraint", "precision", "max_new_tokens", "lora_rank")
         preset = RunConfig.from_dict({k: getattr(config, k) for k in kept} | settings)
-        presets[name] = _fit(preset, shape, prompts, device, usable)
+        presets[name] = _fit(preset, shape, prompts, device, rules, usable)
     fitting = [name for name, found in presets.items() if found["fits"]]
     return {
         "model": config.model,
@@ -112,7 +117,7 @@ def estimate(
         "parameters": shape.weights + shape.other,
         "prompt_tokens": prompts[1],
         "max_new_tokens": _response(config),
-        **predict(config, shape, prompts, device),
+        **predict(config, shape, prompts, device, rules),
         "vram_gb": vram_gb,
         "usable_gb": max(0.0, usable),
         "presets": presets,
@@ -144,11 +149,14 @@ def table(result: dict[str, Any]) -> str:
 
 
 def predict(
-    config: RunConfig, shape: Shape, prompts: tuple[int, int], device: str
+    config: RunConfig, shape: Shape, prompts: tuple[int, int], device: str, rules: int = 0
 ) -> dict[str, Any]:
-    """parts_gb, phases_gb and peak_gb of one run. prompts: the shortest and the longest, tokens."""
+    """parts_gb, phases_gb and peak_gb of one run. prompts: the shortest and the longest, tokens.
+
+    rules: tokens that an instruct model reads before it refines.
+    """
     size = compute_dtype(config.precision, torch.device(device)).itemsize  # bytes of a number
-    work = _work(config, prompts, device)
+    work = _work(config, prompts, device, rules)
     adapter = config.lora_rank * sum(i + o for i, o in shape.matrices)  # A [r, in], B [out, r]
     cache = _cache(shape, size, work.rows * work.length)
     kept, redone = _activations(shape, size, work, config)
@@ -201,7 +209,8 @@ def _cache(shape: Shape, size: int, tokens: int) -> float:
 
 def _refiner_cache(shape: Shape, size: int, work: Work) -> float:
     """The refiner reads prompt and response and writes a response; dropping rows copies it all."""
-    return 2 * _cache(shape, size, work.rows * (work.length + work.response))
+    length = work.rules + work.length + work.response
+    return 2 * _cache(shape, size, work.rows * length)
 
 
 def _sampling_logits(shape: Shape, work: Work) -> float:
@@ -211,7 +220,7 @@ def _sampling_logits(shape: Shape, work: Work) -> float:
 
 def _refiner_logits(shape: Shape, size: int, work: Work) -> float:
     """Logits of one part's drafts and of the token behind each."""
-    length = work.length + work.response
+    length = work.rules + work.length + work.response
     rows = min(work.rows, max(1, work.part // length))
     return rows * (work.response + 1) * shape.vocab * size
 
@@ -269,7 +278,7 @@ def _backward(shape: Shape, size: int, work: Work) -> float:
 # From the settings to the numbers above
 
 
-def _work(config: RunConfig, prompts: tuple[int, int], device: str) -> Work:
+def _work(config: RunConfig, prompts: tuple[int, int], device: str, rules: int) -> Work:
     shortest, longest = prompts
     response = _response(config)
     rows = config.prompts * config.group
@@ -282,11 +291,21 @@ def _work(config: RunConfig, prompts: tuple[int, int], device: str) -> Work:
         batch_rows=min(sequences, max(1, config.token_budget // (longest + response))),
         scored=longest - shortest + response + 1,
         part=PART_TOKENS.get(device, PART_TOKENS["cpu"]),
+        rules=rules,
     )
 
 
 def _response(config: RunConfig) -> int:
-    return config.max_new_tokens or load_task(config.task).max_new_tokens
+    return config.max_new_tokens or task_of(config).max_new_tokens
+
+
+def _rules(model: str) -> int:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_path(model))
+    except (OSError, ValueError):
+        return UNKNOWN_RULES
+    texts = [RULES, *(text for example in EXAMPLES for text in example)]
+    return 0 if native(tokenizer) else sum(len(encode_text(tokenizer, text)) for text in texts)
 
 
 def _prompt_lengths(config: RunConfig, prompt_tokens: int) -> tuple[int, int]:
@@ -295,7 +314,9 @@ def _prompt_lengths(config: RunConfig, prompt_tokens: int) -> tuple[int, int]:
         return prompt_tokens, prompt_tokens
     try:
         tokenizer = AutoTokenizer.from_pretrained(_path(config.model))
-        prompts = load_task(config.task).prompts("train")
+        task = task_of(config)
+        told = "" if native(tokenizer) else task.instruction
+        prompts = instructed(task.prompts("train"), told)
         lengths = [len(encode_chat(tokenizer, p.messages)) for p in prompts]
     except (OSError, ValueError):  # no tokenizer, or one without a chat template
         return UNKNOWN_PROMPT, UNKNOWN_PROMPT
@@ -308,15 +329,19 @@ def read_shape(model: str) -> Shape:
     Raises UserError where there is none, or none of a decoder.
     """
     try:
-        settings = AutoConfig.from_pretrained(_path(model))
-        with init_empty_weights():
-            net: Any = AutoModelForCausalLM.from_config(settings)
-        net.tie_weights()
-        text = settings.get_text_config()
-        hidden, heads = text.hidden_size, text.num_attention_heads
+        return shape_of(AutoConfig.from_pretrained(_path(model)))
     except (OSError, ValueError, AttributeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"model: {model!r} has no usable config.json ({first})") from None
+
+
+def shape_of(settings: Any) -> Shape:
+    """Sizes of the model that a transformers configuration describes."""
+    with init_empty_weights():
+        net: Any = AutoModelForCausalLM.from_config(settings)
+    net.tie_weights()
+    text = settings.get_text_config()
+    hidden, heads = text.hidden_size, text.num_attention_heads
     head = net.get_output_embeddings()
     linear = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     matrices = tuple((m.in_features, m.out_features) for m in linear)
@@ -339,12 +364,17 @@ def _path(model: str) -> str:
 
 
 def _fit(
-    config: RunConfig, shape: Shape, prompts: tuple[int, int], device: str, usable: float
+    config: RunConfig,
+    shape: Shape,
+    prompts: tuple[int, int],
+    device: str,
+    rules: int,
+    usable: float,
 ) -> dict[str, Any]:
     """Whether a preset fits: with a dense copy to sample from if possible, else without."""
     found: dict[str, Any] = {}
     for sampler in ("dense", "direct"):
-        peak = predict(replace(config, sampler=sampler), shape, prompts, device)["peak_gb"]
+        peak = predict(replace(config, sampler=sampler), shape, prompts, device, rules)["peak_gb"]
         found = {"peak_gb": peak, "sampler": sampler, "fits": peak <= usable}
         if found["fits"]:
             break

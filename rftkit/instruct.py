@@ -61,9 +61,10 @@ class InstructForm:
 
     shares_start = True  # all prompts begin alike, with the rules and the examples
 
-    def __init__(self, policy: Policy, max_new_tokens: int, edit_limit: float):
+    def __init__(self, policy: Policy, max_new_tokens: int, edit_limit: float, rules: str = RULES):
         """edit_limit: an edit ratio above it is refused; see `_refused`."""
-        self.policy, self.max_new_tokens, self.edit_limit = policy, max_new_tokens, edit_limit
+        self.policy, self.max_new_tokens = policy, max_new_tokens
+        self.edit_limit, self.rules = edit_limit, rules
         self._close = policy.encode(CLOSE)
         self._special = frozenset(policy.tokenizer.all_special_ids)
         self.limit = max_new_tokens + len(self._close) + PREAMBLE_TOKENS  # tokens of an answer
@@ -75,7 +76,9 @@ class InstructForm:
         """
         told = [m["content"] for m in messages if m["role"] == "system"]
         asked = [m for m in messages if m["role"] != "system"]
-        rules = "\n\n".join([RULES, *(f"The reply was to follow these rules: {t}" for t in told)])
+        rules = "\n\n".join(
+            [self.rules, *(f"The reply was to follow these rules: {t}" for t in told)]
+        )
         turns: list[dict[str, Any]] = [{"role": "system", "content": rules}]
         for prompt, draft, refined in EXAMPLES:
             turns.append({"role": "user", "content": self._request(prompt, self._encode(draft))})

@@ -67,7 +67,7 @@ class Policy:
     @property
     def refines_natively(self) -> bool:
         """Whether the tokenizer knows the draft and refined roles of the embedded model."""
-        return "<|refined|>" in self.tokenizer.get_vocab()
+        return native(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         return encode_text(self.tokenizer, text)
@@ -178,6 +178,11 @@ def load_policy(
     peft.eval()  # no dropout anywhere: sampling and training see one policy
     _keep_differentiable(peft)
     return Policy(peft, tokenizer, model, precision)
+
+
+def native(tokenizer: Any) -> bool:
+    """Whether a tokenizer knows the draft and refined roles of the embedded model."""
+    return "<|refined|>" in tokenizer.get_vocab()
 
 
 def pick_device(device: str) -> torch.device:

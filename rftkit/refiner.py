@@ -19,7 +19,7 @@ from rapidfuzz.distance import Levenshtein
 from rftkit.chat import characters
 from rftkit.decoding import verify_decode
 from rftkit.diff import text_diff
-from rftkit.instruct import Answer, InstructForm
+from rftkit.instruct import RULES, Answer, InstructForm
 from rftkit.metrics import edit_ratio
 from rftkit.models import Policy
 from rftkit.rollout import generate
@@ -101,15 +101,21 @@ class OnlineRefiner:
 
     name = "dynamic"
 
-    def __init__(self, policy: Policy, max_new_tokens: int = 64, edit_limit: float = 0.5):
-        """max_new_tokens: of a refined response. edit_limit: the largest edit ratio that is
-        accepted of an instruct model; the embedded model needs none."""
+    def __init__(
+        self,
+        policy: Policy,
+        max_new_tokens: int = 64,
+        edit_limit: float = 0.5,
+        rules: str = RULES,
+    ):
+        """max_new_tokens: of a refined response. For an instruct model, which the embedded one is
+        not: the largest edit ratio that is accepted, and what it is told to do."""
         self.policy = policy
         self.max_new_tokens = max_new_tokens
         self.form: NativeForm | InstructForm = (
             NativeForm(policy, max_new_tokens)
             if policy.refines_natively
-            else InstructForm(policy, max_new_tokens, edit_limit)
+            else InstructForm(policy, max_new_tokens, edit_limit, rules)
         )
         self.passes = 0  # forward passes so far
 
