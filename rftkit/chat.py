@@ -10,21 +10,37 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_MARK = re.compile("\ue0f0(\\d+)\ue0f1")
+from rftkit.errors import UserError
+
+_MARK = re.compile("\ue0f0([0-9]+)\ue0f1")
+_ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of plain text; the spelling of a special token in it stays plain text."""
+    """Token ids of plain text; the spelling of a special token in it stays plain text.
+
+    Half a surrogate pair, which is no text, becomes U+FFFD.
+    """
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Ids of a conversation, ending where the next turn begins.
 
-    A message's content is text or, to skip a decode and re-encode, a list of token ids.
+    A message's content is text or, to skip a decode and re-encode, a list of token ids. Whatever
+    else a message holds stays out, for the template would take it for text of its own. Raises
+    UserError for a role that is not a plain name, and where the template drops a message.
     """
-    marked = [{**m, "content": f"\ue0f0{i}\ue0f1"} for i, m in enumerate(messages)]
+    for message in messages:
+        if not _ROLE.fullmatch(message["role"]):
+            raise UserError(f"role: {message['role']!r} must be a plain name, such as 'user'")
+    marked = [{"role": m["role"], "content": f"\ue0f0{i}\ue0f1"} for i, m in enumerate(messages)]
     skeleton = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+    missing = set(range(len(messages))) - {int(i) for i in _MARK.findall(skeleton)}
+    if missing:
+        role = messages[min(missing)]["role"]
+        raise UserError(f"role: the model's chat template leaves out what {role!r} says")
     ids: list[int] = []
     for i, piece in enumerate(_MARK.split(skeleton)):
         if i % 2 == 0:  # the template's own text, where special tokens count

@@ -93,12 +93,20 @@ class RunConfig:
             if getattr(self, name) not in allowed:
                 value = getattr(self, name)
                 raise UserError(f"{name}: {value!r} is unknown; choose of {', '.join(allowed)}")
-        for name, lowest in _LOWEST.items():
+        for name, (kind, _) in field_docs().items():
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or value < lowest:
+            if kind in (str, bool) and not isinstance(value, kind):
+                raise UserError(f"{name}: {value!r} must be {_NAMES[kind]}")
+            if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+                raise UserError(f"{name}: {value!r} must be a whole number")
+        for name, lowest in _LOWEST.items():
+            value, highest = getattr(self, name), _HIGHEST.get(name, math.inf)
+            if value is None and name == "coef":
+                continue
+            if not isinstance(value, (int, float)) or not lowest <= value < math.inf:
                 raise UserError(f"{name}: {value!r} must be a number of at least {lowest}")
-        if self.coef is not None and not (math.isfinite(self.coef) and self.coef >= 0):
-            raise UserError(f"coef: {self.coef!r} must be a number of at least 0")
+            if value > highest:
+                raise UserError(f"{name}: {value!r} must be at most {highest}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -112,7 +120,10 @@ class RunConfig:
         return cls(**values)
 
 
+_NAMES = {str: "text", bool: "True or False"}
+
 _LOWEST = {
+    "coef": 0,
     "seed": 0,
     "steps": 1,
     "prompts": 1,
@@ -138,6 +149,17 @@ _LOWEST = {
     "save_every": 1,
     "patience": 1,
     "samples": 0,
+}
+
+# Beyond these a number is a slip of the keyboard, or no number of a seed.
+_HIGHEST = {
+    "seed": 2**32 - 1,
+    "prompts": 2**16,
+    "group": 2**16,
+    "lora_rank": 2**12,
+    "updates": 1000,
+    "lr": 1000.0,
+    "temperature": 1000.0,
 }
 
 # What differs from the default on larger machines.

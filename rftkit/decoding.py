@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from rftkit.rollout import generate, left_pad
+from rftkit.rollout import check_fits, generate, left_pad
 from rftkit.scoring import micro_batches
 
 FIRST_WINDOW = 1 << 30  # draft tokens a row feeds to begin with: all it has
@@ -69,6 +69,7 @@ def verify_decode(
     """
     limits = max_new_tokens
     limits = [limits] * len(contexts) if isinstance(limits, int) else list(limits)
+    check_fits(net, contexts, 1)
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=net.config).layers):
         return _plain(net, contexts, limits, eos_ids, pad_id)
     rows = [

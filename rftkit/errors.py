@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this"."""
+"""The one exception that means "the user can fix this", and its kind that training survives."""
 
 from rftkit.visible import one_line
 
@@ -12,3 +12,14 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return one_line(super().__str__())
+
+
+class BadStepError(UserError):
+    """A step that must not change the weights: `what` is wrong, and its remedy."""
+
+    def __init__(self, what: str, remedy: str):
+        super().__init__(what, remedy)
+        self.what = what
+
+    def __str__(self) -> str:
+        return one_line(": ".join(self.args))

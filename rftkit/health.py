@@ -20,18 +20,10 @@ from typing import Any
 import torch
 
 from rftkit.config import RunConfig
-from rftkit.errors import UserError
+from rftkit.errors import BadStepError, UserError
 from rftkit.tasks import Prompt, Score, Task
 
 log = logging.getLogger("rftkit")
-
-
-class BadStepError(UserError):
-    """A step that must not change the weights: `what` is wrong, and its remedy."""
-
-    def __init__(self, what: str, remedy: str):
-        super().__init__(f"{what}: {remedy}")
-        self.what = what
 
 
 class Health:

@@ -7,6 +7,7 @@ memory allows, else from the 4-bit model itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from rftkit.errors import BadStepError, UserError
 from rftkit.models import Policy
 from rftkit.tasks import Prompt
 
@@ -64,6 +66,17 @@ class Generated:
     entropy: list[torch.Tensor]
 
 
+def check_fits(net: Any, contexts: Sequence[Sequence[int]], room: int) -> None:
+    """Raise UserError where a context leaves no room for `room` tokens in the model's window."""
+    window = getattr(net.config, "max_position_embeddings", None) or math.inf
+    for number, context in enumerate(contexts, 1):
+        if len(context) + room > window:
+            raise UserError(
+                f"text {number} of {len(contexts)} has {len(context)} tokens and needs room for "
+                f"{room} more, but the model reads {window}: shorten it, or lower max_new_tokens"
+            )
+
+
 def left_pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Any, Any]:
     """Right-aligned ids and attention mask, both [rows, longest]."""
     width = max(map(len, rows))
@@ -86,11 +99,13 @@ def generate(
 ) -> Generated:
     """Continue each prompt `group` times until EOS or `max_new_tokens` (one number, or one a row).
 
-    temperature 0 decodes greedily. Returns rows in order, the group of a prompt together.
+    temperature 0 decodes greedily. Returns rows in order, the group of a prompt together. Raises
+    UserError where a prompt is too long, BadStepError where the model's output is not a number.
     """
     device = next(net.parameters()).device
     rows = len(prompt_ids) * group
     limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    check_fits(net, prompt_ids, max(limits))
     limit = torch.tensor(limits, device=device)
     ids, mask = left_pad(prompt_ids, pad_id, device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -111,6 +126,8 @@ def generate(
     entropy = torch.zeros(rows, longest, device=device)
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
     for t in range(longest):
+        if logits.isnan().any():  # else sampling would crash, on a GPU beyond recovery
+            raise BadStepError("logits not finite", "the model broke down; take precision fp32")
         if temperature > 0:
             log_p = torch.log_softmax(logits / temperature, -1)
             p = log_p.exp()

@@ -20,22 +20,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from rftkit import health
 from rftkit.batch import Batch, losses
 from rftkit.config import RunConfig
 from rftkit.constraints import NoConstraint, Pull, make_constraint
-from rftkit.errors import UserError
+from rftkit.errors import BadStepError, UserError
 from rftkit.files import find_folder, replace_folder
 from rftkit.guard import whole_step
-from rftkit.health import (
-    BadStepError,
-    Health,
-    check_losses,
-    check_refined,
-    check_rewards,
-    check_weights,
-    idle_reason,
-    scores_of,
-)
 from rftkit.models import Policy, load_policy
 from rftkit.objectives import (
     group_advantages,
@@ -101,7 +92,12 @@ class Trainer:
         told = "" if self.policy.refines_natively else self.task.instruction
         self.train_prompts = instructed(self.task.prompts("train"), told)
         self.heldout_prompts = instructed(self.task.prompts("heldout"), told)
-        self.health = Health(config)
+        if config.prompts > len(self.train_prompts):
+            raise UserError(
+                f"prompts: {config.prompts} a step, but there are only {len(self.train_prompts)}; "
+                "lower it"
+            )
+        self.health = health.Health(config)
         self.done = 0  # steps
         self._saved = 0  # steps in the checkpoint
         self._whole = True  # False within a step, and after one that broke off
@@ -172,7 +168,7 @@ class Trainer:
         config = self.config
         rollouts, rewards = self._collect(step)
         pull = self.constraint.prepare(rollouts, seed=_seed(config.seed, step, "constraint"))
-        check_refined([r.refined for r in pull.refinements or ()])
+        health.check_refined([r.refined for r in pull.refinements or ()])
         kl = _kl(rollouts, pull.ref_log_probs) if pull.ref_log_probs else None
         batch = Batch(rollouts, *self._advantages(rollouts, rewards, pull), pull)
         for group in self.optimiser.param_groups:
@@ -186,7 +182,7 @@ class Trainer:
             step, None if kl is None else kl * len(rollouts) / rollouts.tokens
         )
         flat = float(zero_variance(rewards.view(-1, config.group)).float().mean())
-        idle = idle_reason(config, flat, rollouts.finished)
+        idle = health.idle_reason(config, flat, rollouts.finished)
         return {
             "task_reward": float(rewards.mean()),
             "zero_variance": flat,
@@ -231,11 +227,11 @@ class Trainer:
             temperature=config.temperature,
             seed=_seed(config.seed, step, f"rollout {attempt}"),
         )
-        scores = scores_of(
+        scores = health.scores_of(
             self.task, rollouts.prompts, rollouts.responses, rollouts.finished, gold=False
         )
         rewards = torch.tensor([float(s.task_reward) for s in scores])
-        check_rewards(rewards)
+        health.check_rewards(rewards)
         return rollouts, rewards
 
     def _advantages(
@@ -271,10 +267,10 @@ class Trainer:
             loss.backward()
         measured = _strength(parameters, pulled) if measure else {}
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        check_losses(self.config, sums, float(norm))
+        health.check_losses(self.config, sums, float(norm))
         self.optimiser.step()
         self.optimiser.zero_grad()
-        check_weights(self.config, parameters)
+        health.check_weights(self.config, parameters)
         return sums | {"grad_norm": float(norm)}, measured
 
     # Evaluation and records
@@ -294,7 +290,7 @@ class Trainer:
             temperature=1.0,
             seed=_seed(config.seed, step, "evaluate"),
         )
-        scores = scores_of(self.task, prompts, rollouts.responses, rollouts.finished)
+        scores = health.scores_of(self.task, prompts, rollouts.responses, rollouts.finished)
         if self.run is not None and config.samples:
             self._record_samples(step, rollouts, scores)
         with self.policy.reference():
