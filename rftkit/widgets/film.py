@@ -15,8 +15,8 @@ from rftkit.widgets.parts import (
     constraint_label,
     draw,
     dropdown,
-    new_figure,
     offer,
+    panels,
     player,
     row,
     slider,
@@ -43,8 +43,7 @@ def film_figure(run: RunFolder, prompt: str, step: int) -> Figure:
     rows = [r for r in run.samples() if r["prompt"] == prompt]
     colour = COLOURS.get(run.config().constraint, "#333333")
     metrics = run.metrics()
-    figure = new_figure(9, 2.6)
-    gold, edits = figure.subplots(1, 2)
+    figure, (gold, edits) = panels(1, 2, 9, 2.6)
     for axis, key, title in (
         (gold, "gold_reward", "gold reward"),
         (edits, "edit_ratio", "edit ratio (this prompt: by words)"),

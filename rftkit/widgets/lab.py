@@ -20,8 +20,8 @@ from rftkit.widgets.parts import (
     constraint_label,
     draw,
     dropdown,
-    new_figure,
     offer,
+    panels,
     player,
     row,
     slider,
@@ -29,7 +29,7 @@ from rftkit.widgets.parts import (
 )
 from rftkit.widgets.samples import latest, sample_html
 
-PANELS = (
+MEASURES = (
     ("task_reward", "task reward (what training sees)"),
     ("gold_reward", "gold reward (never trained on)"),
     ("degenerate", "degenerate share of responses"),
@@ -75,9 +75,8 @@ def lab_figure(chosen: Sequence[tuple[Sweep, float]], step: int) -> Figure:
 
     Several seeds are their mean, and a band from lowest to highest.
     """
-    figure = new_figure(11.5, 5.6)
-    axes = figure.subplots(2, 2)
-    for axis, (key, title) in zip(axes.flat, PANELS, strict=True):
+    figure, axes = panels(2, 2, 11, 5.6)
+    for axis, (key, title) in zip(axes.flat, MEASURES, strict=True):
         for sweep, coef in chosen:
             for other, runs in sweep.runs.items():
                 _line(axis, sweep.constraint, other, runs, key, other == coef)

@@ -30,8 +30,8 @@ from rftkit.widgets.parts import (
     draw,
     dropdown,
     escape,
-    new_figure,
     one_line,
+    panels,
     row,
     tidy,
 )
@@ -39,7 +39,7 @@ from rftkit.widgets.samples import sample_html, worst
 
 # Measures more often, and on fewer prompts, than a run for the record.
 LIVE = RunConfig(steps=60, eval_every=5, eval_prompts=32, strength_every=1, save_every=10)
-PANELS = (
+MEASURES = (
     ("task_reward", "task reward"),
     ("gold_reward", "gold reward (never trained on)"),
     ("degenerate", "degenerate share"),
@@ -129,9 +129,8 @@ class Session:
 
 def live_figure(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], gold_max: float) -> Figure:
     """Rewards, degenerate share and strength of (constraint, metrics) runs; earlier ones faint."""
-    figure = new_figure(11.5, 4.8)
-    axes = figure.subplots(2, 2)
-    for axis, (key, title) in zip(axes.flat, PANELS, strict=True):
+    figure, axes = panels(2, 2, 11, 4.8)
+    for axis, (key, title) in zip(axes.flat, MEASURES, strict=True):
         for i, (constraint, rows) in enumerate(runs):
             last = i == len(runs) - 1
             points = [(m["step"], m[key]) for m in rows if m[key] is not None]

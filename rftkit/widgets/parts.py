@@ -11,7 +11,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -40,6 +40,7 @@ class Explorer(widgets.VBox):
         self.message = widgets.HTML()
         self.view = widgets.HTML()
         super().__init__([*controls, self.message, self.view])
+        self.add_class(type(self).__name__)
 
     def html(self) -> str:
         """The view as HTML that needs no kernel."""
@@ -109,11 +110,22 @@ def draw(make: Callable[[], Figure], alt: str) -> str:
     )
 
 
-def new_figure(
-    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
-) -> Figure:
-    """An empty figure, in inches, that belongs to no notebook cell."""
-    return Figure(figsize=(width, height), layout=layout)
+def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
+    """A figure of `width` x `height` inches that belongs to no notebook cell, and its axes.
+
+    Margins are fixed: working out a layout would take as long as drawing, at each move of a slider.
+    """
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(rows, columns)
+    figure.subplots_adjust(
+        left=0.6 / width,
+        right=1 - 0.15 / width,
+        top=1 - 0.3 / height,
+        bottom=0.5 / height,
+        hspace=0.85 * rows / height,
+        wspace=0.55 * columns / width,
+    )
+    return figure, axes
 
 
 def tidy(axis: Axes, title: str, x: str = "step") -> None:

@@ -20,7 +20,7 @@ from rftkit.widgets.parts import (
     Explorer,
     constraint_label,
     draw,
-    new_figure,
+    panels,
     player,
     row,
     slider,
@@ -38,9 +38,8 @@ def toy_figure(
     scene: Scene, histories: Mapping[Constraint, History], step: int, coefs: Coefs
 ) -> Figure:
     """Bars for each constraint at `step`; below, the expectations over all steps."""
-    figure = new_figure(12, 6.6, layout=None)  # the bars shall move: a layout costs half the time
-    figure.subplots_adjust(left=0.055, right=0.985, top=0.95, bottom=0.12, hspace=0.45, wspace=0.18)
-    bars, curves = figure.subplots(2, 3)
+    figure, (bars, curves) = panels(2, 3, 12, 6.8)
+    figure.subplots_adjust(bottom=0.13, hspace=0.45)  # for the responses and the legend
     highest = max(float(history.probs.max()) for history in histories.values())
     for axis, name in zip(bars, NAMES, strict=True):
         _bars(axis, scene, name, histories[name].probs[step], coefs)
@@ -59,8 +58,8 @@ def toy_figure(
 def _bars(axis: Axes, scene: Scene, name: Constraint, probs: Tensor, coefs: Coefs) -> None:
     reference, texts = scene.reference.probs().detach(), scene.reference.sequences()
     places = range(len(texts))
-    axis.bar(places, reference, width=0.9, color="#DDDDDD", label="reference")
-    axis.bar(places, probs, width=0.6, color=COLOURS[name], label="policy π")
+    axis.bar(places, reference.numpy(), width=0.9, color="#DDDDDD", label="reference")
+    axis.bar(places, probs.numpy(), width=0.6, color=COLOURS[name], label="policy π")
     above: dict[str, Any] = {"color": "black", "markersize": 6, "fillstyle": "none"}
     if name == "dynamic":
         axis.plot(places, probs @ scene.refiner, "D", label="q, the policy refined", **above)
