@@ -33,7 +33,7 @@ lessons: $(STAMP) ## run every lesson and write its outputs and its cost back
 	$(BIN)/python -m rftkit.lessons notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 notebooks: $(STAMP) ## run every lesson from top to bottom
-	$(BIN)/python -m pytest --nbval-lax notebooks
+	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 notebooks
 
 lab: $(STAMP) ## open the first lesson in JupyterLab
 	$(BIN)/rftkit lab
