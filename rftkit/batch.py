@@ -6,18 +6,22 @@ response that equals its response costs nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from rftkit.config import RunConfig
 from rftkit.constraints import MicroBatch, NoConstraint, Pull
+from rftkit.errors import UserError
 from rftkit.models import Policy
 from rftkit.objectives import normaliser, policy_gradient_loss, truncated_weights
 from rftkit.rollout import Rollouts
 from rftkit.scoring import pad_rows, target_batches, target_log_probs
+
+log = logging.getLogger("rftkit")
 
 
 @dataclass
@@ -71,54 +75,150 @@ def sequences(batch: Batch) -> list[Sequence]:
     return list(found.values())
 
 
-def losses(
-    policy: Policy, constraint: NoConstraint, config: RunConfig, batch: Batch
-) -> Iterator[Losses]:
-    """Yield each micro-batch's losses, with gradients; together they are the batch's."""
-    device, rollouts, pull = policy.device, batch.rollouts, batch.pull
-    ref = pull.ref_log_probs
-    counted = batch.counted.to(device)
-    mask = pad_rows([torch.ones(len(ids)) for ids in rollouts.response_ids], device=device)
-    mask = mask * counted[:, None]
-    total = float(normaliser(mask, config.aggregate, config.max_new_tokens))
-    tokens = float(mask.sum().clamp(min=1))
-    sft_total = float(sum(len((pull.refinements or [])[i].refined_ids) for i in pull.sft_rows))
-    every = sequences(batch)
-    contexts, targets = [s.context for s in every], [s.target for s in every]
-    for group in target_batches(policy.model, contexts, targets, config.token_budget):
-        part = [every[i] for i in group]
-        logp, seen = target_log_probs(
-            policy.model, [s.context for s in part], [s.target for s in part], config.temperature
-        )  # [sequences, seq]
-        rows = [row for s in part for row in s.rollouts]
-        place = [i for i, s in enumerate(part) for _ in s.rollouts]
-        learn = [i for i, s in enumerate(part) if s.refined]
-        row_logp, row_mask = logp[place], seen[place] * counted[rows][:, None]  # [rows, seq]
-        for row, values in zip(rows, row_logp.detach().cpu(), strict=True):
-            batch.old.setdefault(row, values[: len(rollouts.response_ids[row])])
-        width = logp.shape[1]
-        old = pad_rows([batch.old[row] for row in rows], width, device)
-        sampled = pad_rows([rollouts.log_probs[row] for row in rows], width, device)
-        gradient = policy_gradient_loss(
-            row_logp,
-            old,
-            batch.advantages.to(device)[rows],
-            row_mask,
-            config.clip_low,
-            config.clip_high,
-            config.aggregate,
-            weights=truncated_weights(old, sampled, config.importance_cap),
-            total=total,
-        )
-        micro = MicroBatch(
-            logp=row_logp,
-            ref_logp=pad_rows([ref[row] for row in rows], width, device) if ref else None,
-            mask=row_mask,
-            total=tokens,
-            sft_logp=logp[learn],
-            sft_mask=seen[learn],
-            sft_count=torch.tensor([float(part[i].refined) for i in learn], device=device),
-            sft_total=sft_total,
-        )
-        share = float(row_mask.sum()) / tokens
-        yield Losses(gradient.loss, constraint.loss(micro), float(gradient.clip_fraction) * share)
+class Gradients:
+    """Adds a batch's gradients to the adapter's, in micro-batches of `budget` tokens.
+
+    Where memory runs out the budget halves for good, which is said once, and the rest of the batch
+    goes on in smaller parts: the loss is a sum over sequences, so its gradient stays the same.
+    """
+
+    def __init__(self, policy: Policy, constraint: NoConstraint, config: RunConfig):
+        self.policy, self.constraint, self.config = policy, constraint, config
+        self.budget = config.token_budget
+
+    def accumulate(
+        self, batch: Batch, measure: bool = False
+    ) -> tuple[dict[str, float], list[torch.Tensor]]:
+        """The batch's losses, and (where `measure`) the gradient of the constraint's alone.
+
+        Raises UserError where not even a single sequence fits.
+        """
+        sums = {"policy_loss": 0.0, "constraint_loss": 0.0, "clip_fraction": 0.0}
+        parameters = self.policy.parameters()
+        pulled = [torch.zeros_like(p) for p in parameters] if measure else []
+        totals = Totals.of(self.config, batch)
+        waiting = self._parts(sequences(batch))
+        while waiting:
+            found = self._gradients(batch, totals, waiting[0], measure)
+            if found is None:
+                self._halve(waiting[0])
+                waiting = self._parts([s for part in waiting for s in part])
+                continue
+            losses, gradients, pulls = found
+            for p, g in zip(parameters, gradients, strict=True):
+                p.grad = g if p.grad is None else p.grad.add_(g)
+            pulled = [a + b for a, b in zip(pulled, pulls, strict=True)]
+            sums["policy_loss"] += float(losses.policy.detach())
+            sums["clip_fraction"] += losses.clip_fraction
+            if losses.constraint is not None:
+                sums["constraint_loss"] += float(losses.constraint.detach())
+            waiting.pop(0)
+        return sums, pulled
+
+    def _gradients(
+        self, batch: Batch, totals: Totals, part: list[Sequence], measure: bool
+    ) -> tuple[Losses, list[torch.Tensor], list[torch.Tensor]] | None:
+        """Losses, their gradients, and the constraint's; None where memory ran out.
+
+        `grad`, unlike `backward`, gives every gradient or none, so that a part can be repeated.
+        """
+        parameters = self.policy.parameters()
+        try:
+            found = losses_of(self.policy, self.constraint, self.config, batch, totals, part)
+            whole, pulls = found.policy, [torch.zeros_like(p) for p in parameters if measure]
+            if found.constraint is not None:
+                whole = whole + found.constraint
+                if measure:
+                    pulls = list(
+                        torch.autograd.grad(found.constraint, parameters, retain_graph=True)
+                    )
+            return found, list(torch.autograd.grad(whole, parameters)), pulls
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        return None
+
+    def _halve(self, part: list[Sequence]) -> None:
+        clear_device_cache(garbage_collection=True)
+        longest = max(len(s.context) + len(s.target) for s in part)
+        if len(part) == 1:
+            raise UserError(
+                f"memory ran out on a single sequence of {longest} tokens; lower max_new_tokens, "
+                "turn checkpointing on, or take a smaller --model"
+            )
+        if self.budget == self.config.token_budget:
+            log.warning(
+                "memory ran out: micro-batches are halved from here on, with the same gradient; "
+                "a lower token_budget avoids the search"
+            )
+        self.budget = max(1, min(self.budget, len(part) * longest) // 2)
+
+    def _parts(self, every: list[Sequence]) -> list[list[Sequence]]:
+        contexts, targets = [s.context for s in every], [s.target for s in every]
+        groups = target_batches(self.policy.model, contexts, targets, self.budget)
+        return [[every[i] for i in group] for group in groups]
+
+
+class Totals(NamedTuple):
+    """What the whole batch's sums are divided by, whatever part of it is at work."""
+
+    policy: float
+    tokens: float
+    refined: float
+
+    @classmethod
+    def of(cls, config: RunConfig, batch: Batch) -> Totals:
+        rollouts, pull = batch.rollouts, batch.pull
+        mask = pad_rows([torch.ones(len(ids)) for ids in rollouts.response_ids])
+        mask = mask * batch.counted[:, None]
+        refined = sum(len((pull.refinements or [])[i].refined_ids) for i in pull.sft_rows)
+        policy = normaliser(mask, config.aggregate, config.max_new_tokens)
+        return cls(float(policy), float(mask.sum().clamp(min=1)), float(refined))
+
+
+def losses_of(
+    policy: Policy,
+    constraint: NoConstraint,
+    config: RunConfig,
+    batch: Batch,
+    totals: Totals,
+    part: list[Sequence],
+) -> Losses:
+    """The share that some of a batch's sequences have in its losses, with gradients."""
+    device, rollouts, ref = policy.device, batch.rollouts, batch.pull.ref_log_probs
+    logp, seen = target_log_probs(
+        policy.model, [s.context for s in part], [s.target for s in part], config.temperature
+    )  # [sequences, seq]
+    rows = [row for s in part for row in s.rollouts]
+    place = [i for i, s in enumerate(part) for _ in s.rollouts]
+    learn = [i for i, s in enumerate(part) if s.refined]
+    counted = batch.counted.to(device)[rows]
+    row_logp, row_mask = logp[place], seen[place] * counted[:, None]  # [rows, seq]
+    for row, values in zip(rows, row_logp.detach().cpu(), strict=True):
+        batch.old.setdefault(row, values[: len(rollouts.response_ids[row])])
+    width = logp.shape[1]
+    old = pad_rows([batch.old[row] for row in rows], width, device)
+    sampled = pad_rows([rollouts.log_probs[row] for row in rows], width, device)
+    gradient = policy_gradient_loss(
+        row_logp,
+        old,
+        batch.advantages.to(device)[rows],
+        row_mask,
+        config.clip_low,
+        config.clip_high,
+        config.aggregate,
+        weights=truncated_weights(old, sampled, config.importance_cap),
+        total=totals.policy,
+    )
+    micro = MicroBatch(
+        logp=row_logp,
+        ref_logp=pad_rows([ref[row] for row in rows], width, device) if ref else None,
+        mask=row_mask,
+        total=totals.tokens,
+        sft_logp=logp[learn],
+        sft_mask=seen[learn],
+        sft_count=torch.tensor([float(part[i].refined) for i in learn], device=device),
+        sft_total=totals.refined,
+    )
+    share = float(row_mask.sum()) / totals.tokens
+    return Losses(gradient.loss, constraint.loss(micro), float(gradient.clip_fraction) * share)

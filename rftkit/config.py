@@ -87,6 +87,7 @@ class RunConfig:
     save_every: Annotated[int, "steps between checkpoints"] = 20
     patience: Annotated[int, "steps skipped in a row, for numbers gone bad, that stop the run"] = 10
     samples: Annotated[int, "responses kept in samples.jsonl at each evaluation"] = 8
+    trackers: Annotated[str, "also log to these, comma-separated: tensorboard, trackio, wandb"] = ""
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from rftkit import health
-from rftkit.batch import Batch, losses
+from rftkit.batch import Batch, Gradients
 from rftkit.config import RunConfig
 from rftkit.constraints import NoConstraint, Pull, make_constraint
 from rftkit.errors import BadStepError, UserError
@@ -40,6 +40,7 @@ from rftkit.scoring import score_targets
 from rftkit.state import load_state, reading, save_state
 from rftkit.tasks import Prompt, Score, Task, task_of
 from rftkit.tasks.base import instructed
+from rftkit.tracking import Trackers
 
 log = logging.getLogger("rftkit")
 
@@ -85,6 +86,7 @@ class Trainer:
             )
         self.sampler = Sampler(self.policy, config.sampler)
         self.constraint: NoConstraint = make_constraint(self.policy, config)
+        self.gradients = Gradients(self.policy, self.constraint, config)
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=config.lr, weight_decay=0.0)
         if config.checkpointing:
             self.policy.model.train()  # transformers checkpoints only in train mode
@@ -102,6 +104,8 @@ class Trainer:
         self._saved = 0  # steps in the checkpoint
         self._whole = True  # False within a step, and after one that broke off
         self.run = RunFolder.create(Path(out), given, resume) if out is not None else None
+        place = Path("out") if self.run is None else self.run.path
+        self.trackers = Trackers(config.trackers, place, config.to_dict())
         if self.run is not None and resume:
             with self.run.alone():
                 self._resume(self.run)
@@ -117,6 +121,7 @@ class Trainer:
                 bar.update(self.done - bar.n)
                 if metrics.get("gold_reward") is not None:
                     bar.set_postfix(gold=f"{metrics['gold_reward']:.2f}")
+        self.trackers.finish()
         if told := self.health.summary():
             log.warning(told)
         return history
@@ -251,20 +256,8 @@ class Trainer:
 
     def _update(self, batch: Batch, measure: bool) -> tuple[Metrics, Metrics]:
         """One pass over the batch and one optimiser step; strength and pull where `measure`."""
-        sums: Metrics = {"policy_loss": 0.0, "constraint_loss": 0.0, "clip_fraction": 0.0}
         parameters = self.policy.parameters()
-        pulled = [torch.zeros_like(p) for p in parameters] if measure else []
-        for part in losses(self.policy, self.constraint, self.config, batch):
-            sums["policy_loss"] += float(part.policy.detach())
-            sums["clip_fraction"] += part.clip_fraction
-            loss = part.policy
-            if part.constraint is not None:
-                sums["constraint_loss"] += float(part.constraint.detach())
-                if measure:
-                    grads = torch.autograd.grad(part.constraint, parameters, retain_graph=True)
-                    pulled = [a + b for a, b in zip(pulled, grads, strict=True)]
-                loss = loss + part.constraint
-            loss.backward()
+        sums, pulled = self.gradients.accumulate(batch, measure)
         measured = _strength(parameters, pulled) if measure else {}
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         health.check_losses(self.config, sums, float(norm))
@@ -331,6 +324,7 @@ class Trainer:
         row = dict.fromkeys(KEYS) | {"coef": self.constraint.coef} | metrics
         if self.run is not None:
             self.run.log(row)
+        self.trackers.log(row)
         return row
 
     def save(self) -> None:

@@ -7,8 +7,9 @@ import torch
 from small import model_folder
 from test_models import nudge
 
-from rftkit import RunConfig, load_policy
-from rftkit.batch import Batch, losses, sequences
+import rftkit.batch
+from rftkit import RunConfig, UserError, load_policy
+from rftkit.batch import Batch, Gradients, sequences
 from rftkit.constraints import DynamicConstraint, KLConstraint, NoConstraint, Pull
 from rftkit.models import Policy
 from rftkit.objectives import kl_k3
@@ -47,8 +48,7 @@ def make_batch(policy: Policy, pull: Pull) -> Batch:
 def gradient(policy: Policy, constraint: NoConstraint, batch: Batch, budget: int) -> torch.Tensor:
     for parameter in policy.parameters():
         parameter.grad = None
-    for part in losses(policy, constraint, replace(CONFIG, token_budget=budget), batch):
-        (part.policy + (0 if part.constraint is None else part.constraint)).backward()
+    Gradients(policy, constraint, replace(CONFIG, token_budget=budget)).accumulate(batch)
     return torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 
@@ -105,3 +105,64 @@ def test_equal_sequences_are_read_once(policy: Policy) -> None:
         (22, 24, 1): ([], 1),
         (25, 1): ([], 1),  # its advantage is zero: only the constraint reads it
     }
+
+
+def out_of_memory_above(rows: int, monkeypatch, where: str) -> None:
+    """Let a micro-batch of more rows fail as PyTorch does, while it is read or differentiated."""
+    message = "CUDA out of memory. Tried to allocate 2.00 GiB."
+    read, grad, size = rftkit.batch.target_log_probs, torch.autograd.grad, [0]
+
+    def limited_read(net, contexts, targets, temperature):
+        size[0] = len(targets)
+        if where == "forward" and size[0] > rows:
+            raise torch.OutOfMemoryError(message)
+        return read(net, contexts, targets, temperature)
+
+    def limited_grad(*args, **kwargs):
+        if where == "backward" and size[0] > rows:
+            raise torch.OutOfMemoryError(message)
+        return grad(*args, **kwargs)
+
+    monkeypatch.setattr(rftkit.batch, "target_log_probs", limited_read)
+    monkeypatch.setattr(torch.autograd, "grad", limited_grad)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(
+    policy: Policy, monkeypatch, caplog, where: str
+) -> None:
+    refinements = [Refinement(y, z, "", "", []) for y, z in zip(IDS, REFINED, strict=True)]
+    pull = Pull(refinements=refinements, sft_rows=[0, 1, 2, 3])
+    constraint = DynamicConstraint(policy, CONFIG)
+    expected = gradient(policy, constraint, make_batch(policy, pull), 10_000)
+    out_of_memory_above(1, monkeypatch, where)
+    gradients = Gradients(policy, constraint, replace(CONFIG, token_budget=10_000))
+    for _ in range(2):  # the second step goes on with what was found
+        for parameter in policy.parameters():
+            parameter.grad = None
+        sums, pulled = gradients.accumulate(make_batch(policy, pull), measure=True)
+        ours = torch.cat([p.grad.flatten() for p in policy.parameters()])
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
+    assert caplog.text.count("memory ran out") == 1
+    assert sums["constraint_loss"] > 0
+    assert sum(float(p.norm()) for p in pulled) > 0
+
+
+def test_a_single_sequence_that_does_not_fit_is_named(policy: Policy, monkeypatch) -> None:
+    out_of_memory_above(0, monkeypatch, "forward")
+    gradients = Gradients(policy, NoConstraint(policy, CONFIG), CONFIG)
+    with pytest.raises(UserError, match=r"memory ran out on a single sequence of \d+ tokens"):
+        gradients.accumulate(make_batch(policy, Pull()))
+
+
+def test_checkpointing_keeps_the_gradient(policy: Policy) -> None:
+    constraint, batch = NoConstraint(policy, CONFIG), make_batch(policy, Pull())
+    expected = gradient(policy, constraint, batch, 10_000)
+    policy.model.train()
+    policy.model.gradient_checkpointing_enable()
+    try:
+        ours = gradient(policy, constraint, batch, 10_000)
+    finally:
+        policy.model.gradient_checkpointing_disable()
+        policy.model.eval()
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)

@@ -13,7 +13,7 @@ from small import model_folder
 from test_models import nudge
 
 from rftkit import RunConfig, UserError
-from rftkit.batch import Batch, losses
+from rftkit.batch import Batch, Gradients
 from rftkit.constraints import DynamicConstraint, Pull
 from rftkit.models import Policy
 from rftkit.objectives import aggregate_tokens, kl_k3, policy_gradient_loss, sft_loss
@@ -148,12 +148,14 @@ def test_it_is_the_loss_of_our_own_training_loop(trainer: Any) -> None:
     pairs = zip(RESPONSES, REFINED, strict=True)
     pull = Pull(refinements=[Refinement(y, z, "", "", []) for y, z in pairs], sft_rows=[0, 1, 2, 3])
     batch = Batch(rollouts, ADVANTAGES, torch.ones(4), pull)
-    parts = list(losses(policy, DynamicConstraint(policy, config), config, batch))
-    ours = sum(p.policy + p.constraint for p in parts if p.constraint is not None)
     trainer.loss_type, trainer.beta, trainer.epsilon_high = "dapo", 0.0, 0.28
-    assert_same(
-        trainer, trainer._compute_loss(trainer.model, hand_made(None)), torch.as_tensor(ours)
-    )
+    theirs = trainer._compute_loss(trainer.model, hand_made(None))
+    gradient_of_theirs = gradient(trainer, theirs)
+    trainer.model.zero_grad()
+    sums, _ = Gradients(policy, DynamicConstraint(policy, config), config).accumulate(batch)
+    ours = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+    assert float(theirs) == pytest.approx(sums["policy_loss"] + sums["constraint_loss"], abs=1e-5)
+    torch.testing.assert_close(gradient_of_theirs, ours, atol=1e-5, rtol=1e-4)
 
 
 def test_without_an_adapter_it_says_what_is_missing() -> None:
