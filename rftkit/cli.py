@@ -141,6 +141,25 @@ def _parser() -> _Parser:
     )
     pretrain.add_argument("--seed", type=int, default=0, help="decides corpus and first weights")
     pretrain.add_argument("--steps", type=int, default=0, help="updates; 0 = the recipe's own")
+    merge = _command(
+        commands, "merge", _merge, "write a policy as a model that plain transformers loads",
+        "rftkit merge --run out/dialogue/dynamic-seed0 --out out/merged",
+    )  # fmt: skip
+    merge.add_argument("--run", type=Path, dest="folder", help="a run folder")
+    merge.add_argument(
+        "--adapter", type=Path, help="or an adapter in PEFT's format, and its --model"
+    )
+    merge.add_argument("--out", type=Path, required=True, help="folder of the model")
+    merge.add_argument("--four-bit", action="store_true", help="write NF4 instead of dense weights")
+    for name in ("model", "precision"):
+        _setting(merge, name, getattr(RunConfig, name))
+
+    chat = _command(
+        commands, "chat", _chat, "compare policy, reference and refinement, side by side",
+        "rftkit chat --run out/dialogue/dynamic-seed0",
+    )  # fmt: skip
+    chat.add_argument("--run", type=Path, dest="folder", required=True, help="a run folder")
+
     _command(commands, "lab", _lab, "open JupyterLab at the first lesson", "rftkit lab")
     return parser
 
@@ -249,6 +268,28 @@ def _pretrain(arguments: Arguments) -> None:
     write_card(folder, config.tasks)
     print((folder / "README.md").read_text(encoding="utf-8"))
     print(f"model: {folder}   use it: rftkit compare --model {folder}")
+
+
+def _merge(arguments: Arguments) -> None:
+    from rftkit.export import merge, merge_run
+
+    if (arguments.folder is None) == (arguments.adapter is None):
+        raise UserError("merge: give --run, or --adapter with its --model")
+    if arguments.folder is not None:
+        merge_run(arguments.folder, arguments.out, arguments.four_bit)
+    else:
+        settings = arguments.precision, arguments.four_bit
+        merge(arguments.model, arguments.adapter, arguments.out, *settings)
+    print(f"model: {arguments.out}   use it: rftkit compare --model {arguments.out}")
+
+
+def _chat(arguments: Arguments) -> None:
+    from rftkit.side_by_side import chat
+
+    if sys.stdin.isatty():
+        print("Ask as a user of the task would; Ctrl-D ends.")
+    for block in chat(arguments.folder, iter(sys.stdin.readline, "")):
+        print(block, flush=True)
 
 
 def _lab(arguments: Arguments) -> int:
