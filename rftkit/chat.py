@@ -47,8 +47,18 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[i
             ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
             continue
         content = messages[int(piece)]["content"]
-        ids += encode_text(tokenizer, content) if isinstance(content, str) else content
+        if isinstance(content, str):
+            ids += encode_text(tokenizer, content)
+        else:
+            ids += _without_special(tokenizer, content)
     return ids
+
+
+def _without_special(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """`ids` with each special token, which a policy may sample like any other, spelled out."""
+    special = set(tokenizer.all_special_ids).intersection(ids)
+    spelled = {i: encode_text(tokenizer, tokenizer.convert_ids_to_tokens(i)) for i in special}
+    return [part for i in ids for part in spelled.get(i, (i,))]
 
 
 def characters(tokenizer: Any, ids: Sequence[int]) -> list[tuple[int, int]]:

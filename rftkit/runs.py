@@ -59,7 +59,7 @@ class RunFolder:
         try:
             record = json.loads(place.read_text(encoding="utf-8"))
             version = record.pop("format")
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{place}: not a run's config; is {self.path} a run folder?") from None
         if version != FORMAT:
             raise UserError(f"{place}: format {version}, but this version of rftkit reads {FORMAT}")

@@ -67,7 +67,7 @@ _FORMS = {
     "courtesy": re.compile(_any(COURTESIES)),
     "small talk": re.compile(_any(SMALL_TALK)),
 }
-_SENTENCE = re.compile(r"[^.!?]*[.!?]")
+_SENTENCE = re.compile(r"[^.!?]+(?:[.!?]|\Z)|[.!?]")  # in linear time, whatever the text
 _WORD = re.compile(r"[a-z']+")
 _LIMITS = {"opening": 1, "order": 1, "courtesy": MAX_COURTESIES, "small talk": 1}
 
