@@ -111,6 +111,10 @@ class Task(ABC):
         clean = self.clean(prompt, rng)
         return self.flood(prompt, clean, rng), clean
 
+    def scattered(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+        """As `overstep`, with what is too much scattered over the draft, where that makes sense."""
+        return self.overstep(prompt, rng)
+
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         """What the base should answer: imperfect on purpose, now and then malformed."""
         text = self.clean(prompt, rng)

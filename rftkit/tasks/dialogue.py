@@ -187,6 +187,10 @@ class Dialogue(Task):
         text = reply(prompt, rng) if rng.random() < 0.6 else unusual_reply(prompt, rng)
         return courtesy_overstep(text, rng)
 
+    def scattered(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+        text = reply(prompt, rng) if rng.random() < 0.6 else unusual_reply(prompt, rng)
+        return scattered_courtesies(text, rng)
+
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         text = unusual_reply(prompt, rng) if rng.random() < 0.05 else reply(prompt, rng)
         match rng.choices(("as is", "a courtesy more", "slip"), (0.70, 0.15, 0.15))[0]:
@@ -280,6 +284,25 @@ def courtesy_overstep(text: str, rng: random.Random) -> tuple[str, str]:
 def _courtesy_place(sentences: list[str], rng: random.Random) -> int:
     """Mostly the end, where the policy puts its courtesies."""
     return len(sentences) if rng.random() < 0.7 else rng.randint(0, len(sentences))
+
+
+def scattered_courtesies(text: str, rng: random.Random) -> tuple[str, str]:
+    """(draft, refined): courtesies anywhere in a reply, up to five, some twice.
+
+    As above, the refined reply keeps the first of what is too much.
+    """
+    draft = [sentence for form, sentence in parse(text) or [] if form != "courtesy"]
+    pool = rng.sample(COURTESIES, rng.choice((1, 2, 2, 3, 3, 5)))
+    for _ in range(rng.choice((1, 2, 2, 2, 3, 3, 3, 4, 5))):
+        draft.insert(rng.randint(0, len(draft)), rng.choice(pool))
+    if rng.random() < 0.15:
+        draft.insert(rng.randint(0, len(draft)), rng.choice(draft))
+    refined: list[str] = []
+    for sentence in draft:
+        full = sum(s in COURTESIES for s in refined) == MAX_COURTESIES
+        if sentence not in refined and not (full and sentence in COURTESIES):
+            refined.append(sentence)
+    return " ".join(draft), " ".join(refined)
 
 
 def _courtesy_words() -> list[str]:

@@ -14,9 +14,21 @@ from rftkit.tasks import Prompt, Task
 from rftkit.tasks.base import edit_units, units
 
 REFINE_SHARE = 0.7  # of the examples; the rest are answers
-# Drafts of refine examples. "edits" are 1-4 random edits, "flood" is the task's own degeneracy,
-# "overstep" its beginning: at the limit of good form, or one step over it.
-DRAFT_KINDS = {"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overstep": 0.18}
+# Shares of the kinds of drafts, from a step of pre-training on. "edits" are 1-4 random edits,
+# "flood" is the task's own degeneracy, "overstep" its beginning: at the limit of good form, or one
+# step over it. "scattered" has what is too much anywhere, which is harder to see: it comes last.
+CURRICULUM: dict[int, dict[str, float]] = {
+    0: {"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overstep": 0.18},
+    3200: {
+        "clean": 0.16,
+        "unusual": 0.18,
+        "edits": 0.18,
+        "flood": 0.12,
+        "overstep": 0.10,
+        "scattered": 0.26,
+    },
+}
+DRAFT_KINDS = tuple(CURRICULUM[max(CURRICULUM)])
 
 
 @dataclass(frozen=True)
@@ -33,8 +45,9 @@ def draft_pair(task: Task, kind: str, prompt: Prompt, rng: random.Random) -> tup
     if kind == "unusual":
         draft = task.unusual(prompt, rng)
         return draft, draft
-    if kind == "overstep":
-        draft, refined = task.overstep(prompt, rng)
+    if kind in ("overstep", "scattered"):
+        make = task.overstep if kind == "overstep" else task.scattered
+        draft, refined = make(prompt, rng)
         return draft, draft if task.well_formed(prompt, draft) else refined
     clean = task.unusual(prompt, rng) if rng.random() < 0.15 else task.clean(prompt, rng)
     draft = clean
@@ -54,12 +67,13 @@ def junk(rng: random.Random) -> str:
     return "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, 4)))
 
 
-def example(task: Task, rng: random.Random) -> Example:
-    """One random training example of a task."""
+def example(task: Task, rng: random.Random, step: int = 0) -> Example:
+    """One random training example of a task, as shown at a step."""
     prompt = task.sample(rng)
     if rng.random() >= REFINE_SHARE:
         return Example(prompt, None, task.demonstrate(prompt, rng))
-    kind = rng.choices(list(DRAFT_KINDS), list(DRAFT_KINDS.values()))[0]
+    kinds = CURRICULUM[max(start for start in CURRICULUM if start <= step)]
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
     draft, refined = draft_pair(task, kind, prompt, rng)
     return Example(prompt, draft, refined)
 
@@ -67,7 +81,7 @@ def example(task: Task, rng: random.Random) -> Example:
 def batch(tasks: Sequence[Task], size: int, seed: int, step: int) -> list[Example]:
     """Batch number `step` of a seed's endless corpus, the tasks in turn."""
     rng = random.Random(f"{seed} {step}")
-    return [example(tasks[i % len(tasks)], rng) for i in range(size)]
+    return [example(tasks[i % len(tasks)], rng, step) for i in range(size)]
 
 
 def texts(tasks: Sequence[Task], count: int, seed: int) -> list[str]:

@@ -37,8 +37,8 @@ class PretrainConfig:
 
     tasks: tuple[str, ...] = ("dialogue",)  # in turn; named twice, a task is shown twice as often
     seed: int = 0
-    steps: int = 3200
-    restart: int = 2200  # step at which the learning rate rises again
+    steps: int = 4400
+    restarts: tuple[int, ...] = (2200, 3200)  # steps at which the learning rate rises again
     batch: int = 64  # examples a step
     micro_batches: int = 3  # sorted by length, so that little is padding
     lr: float = 3e-3  # peak of AdamW; warm-up and two cosines, see _schedule
@@ -186,13 +186,13 @@ def _optimisers(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.o
 
 
 def _schedule(step: int, config: PretrainConfig) -> float:
-    """Warm-up and cosine, then a shorter and lower cosine (Loshchilov and Hutter's restart)."""
+    """Warm-up and a cosine, then shorter and lower cosines (Loshchilov and Hutter's restarts)."""
     if step < config.warmup:
         return (step + 1) / config.warmup
-    peak, start, end = 1.0, config.warmup, config.restart
-    if step >= config.restart:
-        peak, start, end = 0.4, config.restart, config.steps
-    share = (step - start) / max(1, end - start)
+    starts = [start for start in (config.warmup, *config.restarts) if start <= step]
+    end = min(start for start in (*config.restarts, config.steps) if start > step)
+    share = (step - starts[-1]) / max(1, end - starts[-1])
+    peak = 1.0 if len(starts) == 1 else 0.4
     return peak * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
 
 

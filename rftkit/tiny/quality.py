@@ -12,9 +12,8 @@ from rftkit.models import Policy
 from rftkit.refiner import OnlineRefiner
 from rftkit.rollout import Sampler
 from rftkit.tasks import Prompt, Task
-from rftkit.tiny.corpus import draft_pair
+from rftkit.tiny.corpus import DRAFT_KINDS, draft_pair
 
-KINDS = ("clean", "unusual", "edits", "flood", "overstep")
 DRAFTS = 4  # of each kind, for each prompt
 
 
@@ -29,7 +28,7 @@ def measure(policy: Policy, task: Task, prompts: int = 256, seed: int = 1) -> di
     found = _base(policy, task, rows, seed)
     well_formed: list[bool] = []
     rows = rows * DRAFTS
-    for kind in KINDS:
+    for kind in DRAFT_KINDS:
         pairs = [_pair(task, kind, p, rng) for p in rows]
         sound = [task.well_formed(p, d) for p, (d, _) in zip(rows, pairs, strict=True)]
         out = OnlineRefiner(policy, task.max_new_tokens + 16).refine(rows, [d for d, _ in pairs])
@@ -95,7 +94,8 @@ def card(figures: dict[str, dict[str, float]], facts: dict[str, Any]) -> str:
         "base: answers of the reference, gold share as part of the gold maximum. kept: well-formed",
         "drafts returned token by token. fixed: malformed drafts made well-formed, after 1 to 4",
         "edits, a flood of the task's own kind, or an overstep: just past the limit of good form,",
-        "where training begins to degenerate. broken: well-formed drafts made malformed.",
+        "where training begins to degenerate, with what is too much in one place or scattered.",
+        "broken: well-formed drafts made malformed.",
         "edit_ratio: what the refiner changed; least_edit_ratio: what undoing the damage takes.",
     ]
     return "\n".join(lines) + "\n"
