@@ -68,6 +68,8 @@ class Shape:
 class Work:
     """A step's tokens: rows of `prompt` + `response`, in micro-batches of `batch_rows` rows.
 
+    batch_tokens: tokens that go through the layers for them. batch_copied: those whose keys and
+    values are copied besides, from a prompt to each of its responses.
     scored: positions a row whose logits are computed. part: tokens the refiner reads at once.
     rules: tokens of the refiner's rules and examples, which an instruct model needs.
     """
@@ -76,6 +78,8 @@ class Work:
     prompt: int
     response: int
     batch_rows: int
+    batch_tokens: int
+    batch_copied: int
     scored: int
     part: int
     rules: int
@@ -230,8 +234,9 @@ def _activations(shape: Shape, size: int, work: Work, config: RunConfig) -> tupl
 
     With checkpointing every layer keeps its input alone, and one at a time is redone.
     """
-    tokens = work.batch_rows * work.length
+    tokens = work.batch_tokens
     layer = tokens * _layer_activations(shape, size, config.lora_rank)
+    layer += work.batch_copied * 2 * shape.heads * size  # as wide as queries: repeated for them
     final = tokens * shape.hidden * FP32  # what enters the last norm
     if config.checkpointing:
         return shape.layers * tokens * shape.hidden * size + final, layer
@@ -272,7 +277,7 @@ def _update_logits(shape: Shape, size: int, work: Work) -> float:
 
 def _backward(shape: Shape, size: int, work: Work) -> float:
     """The largest gradients of one layer: of the MLP's inner activations, and a dense weight."""
-    return work.batch_rows * work.length * 3 * shape.inner * size + shape.largest * size
+    return work.batch_tokens * 3 * shape.inner * size + shape.largest * size
 
 
 # From the settings to the numbers above
@@ -284,12 +289,21 @@ def _work(config: RunConfig, prompts: tuple[int, int], device: str, rules: int) 
     rows = config.prompts * config.group
     # A changed response brings its refined version with it.
     sequences = rows if config.constraint in ("none", "kl", "identity") else 2 * rows
+    shared = not config.checkpointing  # see `scoring.shares_contexts`
+    batch_rows, contexts = 1, 1
+    for n in range(2, sequences + 1):
+        read = math.ceil(n * config.prompts / sequences) if shared else n
+        if read * longest + n * response > config.token_budget:
+            break
+        batch_rows, contexts = n, read
     return Work(
         rows=rows,
         prompt=longest,
         response=response,
-        batch_rows=min(sequences, max(1, config.token_budget // (longest + response))),
-        scored=longest - shortest + response + 1,
+        batch_rows=batch_rows,
+        batch_tokens=contexts * longest + batch_rows * response,
+        batch_copied=batch_rows * longest if shared else 0,
+        scored=response if shared else longest - shortest + response + 1,
         part=PART_TOKENS.get(device, PART_TOKENS["cpu"]),
         rules=rules,
     )
