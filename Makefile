@@ -6,7 +6,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format lessons notebooks lab clean
+.PHONY: help demo test lint types format lessons notebooks browser lab clean
 
 help: ## list these targets
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -34,6 +34,10 @@ lessons: $(STAMP) ## run every lesson and write its outputs and its cost back
 
 notebooks: $(STAMP) ## run every lesson from top to bottom
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 notebooks
+
+browser: $(STAMP) ## the widgets in a real browser; screenshots in out/browser
+	sh tests/browser/chromium.sh
+	$(BIN)/python -m pytest -rs tests/browser/widgets_in_browser.py
 
 lab: $(STAMP) ## open the first lesson in JupyterLab
 	$(BIN)/rftkit lab
