@@ -125,7 +125,7 @@ def _parser() -> _Parser:
         commands, "estimate", _estimate, "predict the peak memory of a run, without weights",
         "rftkit estimate --model Qwen/Qwen2.5-0.5B-Instruct --vram-gb 8 --json",
     )  # fmt: skip
-    estimate.add_argument("--vram-gb", type=float, default=8.0, help="GPU memory; default 8")
+    estimate.add_argument("--vram-gb", type=float, help="GPU memory; default: this GPU's, else 8")
     estimate.add_argument(
         "--prompt-tokens", type=int, default=0, help="longest prompt; default: the task's"
     )
@@ -252,8 +252,11 @@ def _bench(arguments: Arguments) -> None:
 
 def _estimate(arguments: Arguments) -> None:
     from rftkit.estimate import estimate, table
+    from rftkit.presets import DEFAULT_GB, gpu_gb
 
-    found = estimate(_config(arguments), arguments.vram_gb, arguments.prompt_tokens)
+    given = arguments.vram_gb
+    memory = gpu_gb() or DEFAULT_GB if given is None else given
+    found = estimate(_config(arguments), memory, arguments.prompt_tokens)
     print(json.dumps(found) if arguments.json else table(found))
 
 
@@ -310,13 +313,21 @@ def _config(arguments: Arguments) -> RunConfig:
     given = {k: v for k, v in vars(arguments).items() if k in field_docs() and v is not None}
     if given.get("data") and given.get("reward"):
         given = {"task": "own"} | given
-    return RunConfig.from_dict(PRESETS[getattr(arguments, "preset", "cpu_tiny")] | given)
+    preset = getattr(arguments, "preset", "cpu_tiny")
+    if preset == "auto":
+        from rftkit.presets import best_settings
+
+        return RunConfig.from_dict(best_settings(given) | given)
+    return RunConfig.from_dict(PRESETS[preset] | given)
 
 
 def _settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
     group = parser.add_argument_group("settings (RunConfig)")
     group.add_argument(
-        "--preset", choices=PRESETS, default="cpu_tiny", help="settings for a machine"
+        "--preset",
+        choices=(*PRESETS, "auto"),
+        default="cpu_tiny",
+        help="settings for a machine; auto = the largest that fits this GPU's memory",
     )
     for name in field_docs():
         if name not in leave_out:

@@ -6,10 +6,11 @@ import pytest
 from small import instruct_folder
 
 from rftkit import OnlineRefiner, RunConfig, UserError, load_policy, load_task
-from rftkit.cli import main
+from rftkit.cli import _config, _parser, main
 from rftkit.constraints import make_constraint
 from rftkit.instruct import CLOSE, OPEN
 from rftkit.models import Policy
+from rftkit.presets import best_settings
 from rftkit.refiner import InstructForm
 from rftkit.rollout import Sampler, generate
 from rftkit.tasks.base import instructed
@@ -76,6 +77,7 @@ def test_what_is_kept_keeps_its_token_ids(form: InstructForm) -> None:
     response = [*letters, *policy.encode(" teaa"), eos]
     same = form.read(response, ids(policy, f"Thank you! teaa{CLOSE}"))
     assert same.ids == response
+    assert form.read(response, form.draft(response)).ids == response
     changed = form.read(response, ids(policy, f"Thank you! milk{CLOSE}"))
     assert changed.ids[: len(letters)] == letters
     assert policy.decode(changed.ids) == "Thank you! milk"
@@ -170,6 +172,30 @@ def test_compare_trains_an_instruct_model_in_four_bits(tmp_path, capsys) -> None
     rows = (tmp_path / "dynamic-seed0/metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["refused_cut_off"] > 0
     assert (tmp_path / "dynamic-seed0/checkpoint/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("gb", "settings"),
+    [
+        (None, {"checkpointing": False, "prompts": 8}),
+        (8.0, {"checkpointing": True, "prompts": 16}),
+    ],
+)
+def test_the_preset_follows_from_the_memory_that_is_there(
+    monkeypatch, gb: float | None, settings: dict[str, object]
+) -> None:
+    monkeypatch.setattr("rftkit.presets.gpu_gb", lambda: gb)
+    arguments = _parser().parse_args(
+        ["train", "--out", "x", "--preset", "auto", "--model", instruct_folder()]
+    )
+    config = _config(arguments)
+    assert {name: getattr(config, name) for name in settings} == settings
+
+
+def test_no_preset_for_a_model_that_is_too_large(monkeypatch) -> None:
+    monkeypatch.setattr("rftkit.presets.gpu_gb", lambda: 0.61)
+    with pytest.raises(UserError, match="preset: none fits"):
+        best_settings({"model": instruct_folder()})
 
 
 REWARDS = """
