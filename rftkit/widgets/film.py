@@ -56,6 +56,7 @@ def film_figure(run: RunFolder, prompt: str, step: int) -> Figure:
         if step in shown:
             axis.plot([step], [shown[step]], "o", color=colour, markersize=13, fillstyle="none")
         axis.axvline(step, color="#777777", linewidth=1)
+        axis.set_ylim(bottom=0)
         tidy(axis, title)
     gold.legend(frameon=False, fontsize=9)
     return figure

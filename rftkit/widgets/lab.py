@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from rftkit.errors import UserError
 from rftkit.paths import DATA
-from rftkit.plots import COLOURS, STYLES, series
+from rftkit.plots import COLOURS, LABELS, STYLES, series
 from rftkit.runs import RunFolder
 from rftkit.tasks import load_task
 from rftkit.widgets.parts import (
@@ -168,7 +168,7 @@ class ConstraintLab(Explorer):
             for choice, coef in self.sides:
                 sweep = choice.value
                 symbol = "β" if sweep.constraint == "kl" else "λ"
-                coef.description = f"{symbol} of {sweep.constraint}"
+                coef.description = f"{symbol} of {LABELS.get(sweep.constraint, sweep.constraint)}"
                 offer(coef, [(f"{c:g}", c) for c in sweep.runs], sweep.middle)
             samples = [
                 sample

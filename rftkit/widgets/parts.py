@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rftkit.diff import visible
 from rftkit.errors import UserError
@@ -117,13 +118,16 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     """
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(rows, columns)
+    left, right, top, bottom, across, down = 0.6, 0.15, 0.3, 0.5, 0.6, 0.85  # inches
+    inner_width = (width - left - right - across * (columns - 1)) / columns
+    inner_height = (height - top - bottom - down * (rows - 1)) / rows
     figure.subplots_adjust(
-        left=0.6 / width,
-        right=1 - 0.15 / width,
-        top=1 - 0.3 / height,
-        bottom=0.5 / height,
-        hspace=0.85 * rows / height,
-        wspace=0.55 * columns / width,
+        left=left / width,
+        right=1 - right / width,
+        top=1 - top / height,
+        bottom=bottom / height,
+        wspace=across / inner_width,
+        hspace=down / inner_height,
     )
     return figure, axes
 
@@ -132,6 +136,7 @@ def tidy(axis: Axes, title: str, x: str = "step") -> None:
     """Title at the left, a light grid, no box."""
     axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel(x)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
 
@@ -146,7 +151,7 @@ def constraint_label(constraint: str, coef: float) -> str:
 
 def row(*children: widgets.Widget) -> widgets.Widget:
     """Controls side by side; they wrap on a narrow page."""
-    return widgets.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center"})
+    return widgets.HBox(children, layout={"flex_flow": "row wrap", "grid_gap": "0 14px"})
 
 
 def button(text: str, tooltip: str, action: Callable[[], None], icon: str = "") -> widgets.Button:

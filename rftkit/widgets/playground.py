@@ -109,12 +109,13 @@ class RefinerPlayground(Explorer):
         self.task = load_task(task)
         self.rng = random.Random(seed)
         prompts = self.task.prompts("heldout")[:SHOWN_PROMPTS]
-        self.prompt = dropdown([(p.text, p) for p in prompts], "prompt", "100%")
+        self.prompt = dropdown([(p.text, p) for p in prompts], "prompt", "98%")
         self.response = widgets.Textarea(
             description="response",
             rows=3,
             continuous_update=False,
-            layout={"width": "100%"},
+            style={"description_width": "initial"},
+            layout={"width": "98%"},
         )
         corruptions: dict[str, tuple[str, Callable[[], str]]] = {
             "clean": ("a well-formed response, right or wrong", self._clean),

@@ -39,7 +39,7 @@ def toy_figure(
 ) -> Figure:
     """Bars for each constraint at `step`; below, the expectations over all steps."""
     figure, (bars, curves) = panels(2, 3, 12, 6.8)
-    figure.subplots_adjust(bottom=0.13, hspace=0.45)  # for the responses and the legend
+    figure.subplots_adjust(bottom=0.13)  # for the legend
     highest = max(float(history.probs.max()) for history in histories.values())
     for axis, name in zip(bars, NAMES, strict=True):
         _bars(axis, scene, name, histories[name].probs[step], coefs)

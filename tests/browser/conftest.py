@@ -15,7 +15,7 @@ import pytest
 
 OUT = Path(__file__).parents[2] / "out" / "browser"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 240  # seconds; the first import of torch on a busy machine takes its time
+PATIENCE = 150  # seconds; the first import of torch on a busy machine takes its time
 
 # No question about news, and every cell in the page even where it is not in sight.
 SETTINGS = {
@@ -80,6 +80,7 @@ def page() -> Iterator[object]:
         page.set_default_timeout(1000 * PATIENCE)
         playwright.expect.set_options(timeout=1000 * PATIENCE)
         yield page
+        page.screenshot(path=OUT / "last.png")
         browser.close()
 
 
