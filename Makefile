@@ -6,7 +6,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format lessons notebooks browser lab clean
+.PHONY: help demo test soak lint types format lessons notebooks browser lab clean
 
 help: ## list these targets
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -17,6 +17,9 @@ demo: $(STAMP) ## the main job: one task under three constraints; minutes on a l
 
 test: lint types ## lint, type check and tests
 	$(BIN)/python -m pytest
+
+soak: $(STAMP) ## the long tests: kill -9 at random, 2,000 steps; most of an hour
+	$(BIN)/python -m pytest -m soak
 
 lint: $(STAMP) ## ruff, changing nothing
 	$(BIN)/ruff check .

@@ -251,6 +251,10 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"model: {model!r} cannot be loaded ({first})") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model: the tokenizer of {model!r} has no EOS token; set one, or take another"
+        )
     return (base if precision == "nf4" else base.to(device)), tokenizer
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from rftkit.errors import UserError
 from rftkit.tasks.base import Prompt
 
 
@@ -144,12 +145,18 @@ def write_prompt(chain: Chain, rng: random.Random) -> Prompt:
 
 
 def chain_of(prompt: Prompt) -> Chain:
-    """The chain that a prompt of `write_prompt` asks for."""
-    type_: str = prompt.columns["takes"]
+    """The chain that a prompt of `write_prompt` asks for.
+
+    Raises UserError where its columns name none: they may come from a user's file.
+    """
     parts: list[Part] = []
-    for name, k in prompt.columns["parts"]:
-        parts.append(Part(KINDS[type_, name], k))
-        type_ = parts[-1].kind.gives
+    try:
+        type_: str = prompt.columns["takes"]
+        for name, k in prompt.columns["parts"]:
+            parts.append(Part(KINDS[type_, name], int(k)))  # a number, for it becomes code
+            type_ = parts[-1].kind.gives
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"takes, parts: no chain of this task's operations ({error!r})") from None
     return tuple(parts)
 
 
