@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from rftkit.errors import UserError
@@ -177,6 +178,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
 def field_docs() -> dict[str, tuple[Any, str]]:
     """Type and sentence of every field, in order."""
     hints = get_type_hints(RunConfig, include_extras=True)

@@ -1,4 +1,4 @@
-"""Whatever comes in, out comes a result or one line that names field and place: 2,600 cases."""
+"""Whatever comes in, out comes a result or one line that names field and place: 2,500 cases."""
 
 # ruff: noqa: PT017  (an error is one of two good ends, so pytest.raises does not fit)
 
