@@ -59,14 +59,15 @@ def curves(runs: Mapping[str, Sequence[RunFolder]], task: str, gold_max: float) 
         color="#666666",
         va="top",
     )
-    gold.set_ylim(0, gold_max * 1.08)
+    # A reward of one's own may be negative or exceed its maximum; nothing is to fall off the axes.
+    gold.set_ylim(min(0.0, gold.dataLim.y0), max(gold_max, gold.dataLim.y1) * 1.08)
     for axis in (degenerate, edits, strength):
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     degenerate.set_ylim(-0.03, 1.06)
     strength.set_ylim(0, 1)
     kl.set_yscale("symlog", linthresh=1.0)
     for axis in (task_axis, edits, kl):
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=min(0.0, axis.dataLim.y0))
     coefs = {name: folders[0].metrics()[0]["coef"] for name, folders in runs.items()}
     parts = [f"{_label(name)}{_coef(name, coefs[name])}" for name in runs]
     seeds = len(next(iter(runs.values())))

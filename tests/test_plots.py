@@ -68,3 +68,14 @@ def test_refining_cost_shows_each_step_of_each_seed(runs) -> None:
     assert dots.get_offsets()[:, 1].tolist() == [1.0 + step for step in range(7)] * seeds
     assert by_step.lines[0].get_ydata().tolist() == [20.0] * 7
     plt.close(figure)
+
+
+def test_rewards_below_zero_stay_on_the_axes(tmp_path: Path) -> None:
+    """A user's own reward may be negative; its labels used to break the layout."""
+    run = RunFolder.create(tmp_path / "run", RunConfig(constraint="none"))
+    row = {"gold_reward": -2.0, "degenerate": 1.0, "kl": 0.0, "edit_ratio": 0.1, "strength": 0.5}
+    for step in range(3):
+        run.log({"step": step, "coef": 0.0, "task_reward": -30.0 - step, **row})
+    gold, task_reward = curves({"none": [run]}, "own", 1.0).axes[:2]
+    assert gold.get_ylim()[0] <= -2
+    assert task_reward.get_ylim()[0] <= -31
