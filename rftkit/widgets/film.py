@@ -15,6 +15,7 @@ from rftkit.widgets.parts import (
     constraint_label,
     draw,
     dropdown,
+    fit,
     offer,
     panels,
     player,
@@ -85,7 +86,7 @@ class TrainingFilm(Explorer):
         with self.quiet():
             offer(self.prompt, prompts, prompts[0])
             offer(self.step, steps, steps[-1])
-            self.play.max = len(steps) - 1
+            fit(self.play, self.step)
         self._show()
 
     def html(self) -> str:

@@ -20,6 +20,7 @@ from rftkit.widgets.parts import (
     constraint_label,
     draw,
     dropdown,
+    fit,
     offer,
     panels,
     player,
@@ -178,7 +179,7 @@ class ConstraintLab(Explorer):
             ]
             steps = sorted({s["step"] for s in samples})
             offer(self.step, steps, steps[-1])
-            self.play.max = len(steps) - 1
+            fit(self.play, self.step)
             prompts = list(dict.fromkeys(s["prompt"] for s in samples))
             offer(self.prompt, prompts, prompts[0])
         self._show()

@@ -201,5 +201,11 @@ def player(over: widgets.SelectionSlider, interval: int) -> widgets.Play:
     return play
 
 
+def fit(play: widgets.Play, over: widgets.SelectionSlider) -> None:
+    """Let `play` end where its slider ends now, and stand where it stands."""
+    play.max = len(over.options) - 1
+    play.value = over.index
+
+
 def _last(options: Sequence[Any]) -> Any:
     return options[-1][1] if isinstance(options[-1], tuple) else options[-1]
