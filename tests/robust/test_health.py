@@ -104,19 +104,17 @@ def test_the_count_in_a_row_survives_an_interruption(tmp_path: Path) -> None:
 def test_a_bad_loss_or_gradient_is_named_with_the_setting_to_change(
     monkeypatch, part: str, named: str
 ) -> None:
-    import rftkit.trainer as module
+    import rftkit.batch as module
 
-    honest = module.losses
+    honest = module.losses_of
 
-    def losses(*arguments):
-        for piece in honest(*arguments):
-            if part == "gradient":  # finite itself, its gradient is not
-                at_zero = (piece.policy * 0).abs().sqrt()
-                yield piece._replace(policy=piece.policy + at_zero)
-            else:
-                yield piece._replace(**{part: getattr(piece, part) * math.nan})
+    def losses_of(*arguments):
+        piece = honest(*arguments)
+        if part == "gradient":  # finite itself, its gradient is not
+            return piece._replace(policy=piece.policy + (piece.policy * 0).abs().sqrt())
+        return piece._replace(**{part: getattr(piece, part) * math.nan})
 
-    monkeypatch.setattr(module, "losses", losses)
+    monkeypatch.setattr(module, "losses_of", losses_of)
     with pytest.raises(UserError, match=f"stopped at step 2, .*{named}"):
         trainer().train(progress=False)
 
