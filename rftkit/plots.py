@@ -38,7 +38,7 @@ PANELS = (
 
 def series(runs: Sequence[RunFolder], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps [n] and values [seeds, n] of a metric, at the steps where every seed has it."""
-    tables = [{m["step"]: m[key] for m in run.metrics() if m[key] is not None} for run in runs]
+    tables = [{m["step"]: m[key] for m in run.metrics() if m.get(key) is not None} for run in runs]
     steps = sorted(set.intersection(*(set(t) for t in tables)))
     return np.array(steps), np.array([[t[s] for s in steps] for t in tables]).reshape(len(runs), -1)
 
@@ -61,8 +61,8 @@ def curves(runs: Mapping[str, Sequence[RunFolder]], task: str, gold_max: float) 
     )
     # A reward of one's own may be negative or exceed its maximum; nothing is to fall off the axes.
     gold.set_ylim(min(0.0, gold.dataLim.y0), max(gold_max, gold.dataLim.y1) * 1.08)
-    for axis in (degenerate, edits, strength):
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axis, decimals in ((degenerate, 0), (edits, 1), (strength, 0)):
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals))
     degenerate.set_ylim(-0.03, 1.06)
     strength.set_ylim(0, 1)
     kl.set_yscale("symlog", linthresh=1.0)
@@ -136,7 +136,7 @@ def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
     """Name each line at its end, apart from each other."""
     axis.margins(x=0.02)
     for rank, (value, step, name) in enumerate(sorted(ends)):
-        close = [v for v, _, _ in sorted(ends)[:rank] if abs(v - value) < 0.06 * _span(ends)]
+        close = [v for v, _, _ in sorted(ends)[:rank] if value - v < 0.06 * axis.dataLim.height]
         axis.annotate(
             _label(name),
             (step, value),
@@ -148,11 +148,6 @@ def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
             va="center",
             annotation_clip=False,
         )
-
-
-def _span(ends: Sequence[tuple[float, float, str]]) -> float:
-    values = [v for v, _, _ in ends]
-    return max(max(values) - min(values), 1e-9)
 
 
 def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:

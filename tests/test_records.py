@@ -58,14 +58,15 @@ def test_the_readme_holds_the_recorded_numbers() -> None:
 
 
 def test_the_dialogue_result_is_what_the_readme_claims() -> None:
-    """Also its end: the goal, 0.93 of the maximum with 3% degenerate, was reached and lost."""
     summary = json.loads((RUNS / "dialogue/summary.json").read_text(encoding="utf-8"))
     none, kl, dynamic = (summary["methods"][name] for name in ("none", "kl", "dynamic"))
     top = summary["gold_max"]
-    assert dynamic["best_gold_reward"]["mean"] >= 0.97 * top
-    assert dynamic["gold_reward"]["mean"] < 0.1 * top
-    assert none["degenerate"]["mean"] >= 0.8
+    assert len(summary["seeds"]) >= 3
+    assert min(dynamic["gold_reward"]["per_seed"]) >= 0.93 * top
+    assert max(dynamic["degenerate"]["per_seed"]) <= 0.03
+    assert min(none["degenerate"]["per_seed"]) >= 0.8
     for other in (none, kl):
-        assert dynamic["best_gold_reward"]["mean"] - other["best_gold_reward"]["mean"] >= 0.2 * top
+        for key in ("gold_reward", "best_gold_reward"):
+            assert dynamic["gold_reward"]["mean"] - other[key]["mean"] >= 0.2 * top
     for start, end in dynamic["edit_ratio"]:
-        assert end <= start / 4  # the goal is a fifth
+        assert end <= start / 5

@@ -88,10 +88,11 @@ def test_the_shipped_model_is_small_safe_and_carries_its_recipe() -> None:
 def test_the_figures_on_the_card(name: str) -> None:
     figures = CARD[name]
     assert figures["kept_clean"] >= 0.98
-    assert figures["broken"] <= 0.011  # the goal is 0.01
+    assert figures["broken"] <= 0.01
     assert figures["fixed_edits"] >= 0.95
     assert figures["fixed_flood"] >= 0.95
-    assert figures["kept_unusual"] >= 0.94  # the goal is 0.95
+    assert figures["fixed_overstep"] >= 0.94
+    assert figures["kept_unusual"] >= 0.95
     assert 0.3 <= figures["base_gold_share"] <= 0.7
 
 
