@@ -209,7 +209,7 @@ class _Refining:
         with self.policy.reference():
             out = generate(
                 self.policy.model,
-                [self.refiner.context(m, y) for m, y in pairs],
+                [self.refiner.form.context(m, y) for m, y in pairs],
                 max_new_tokens=self.limit,
                 eos_ids=self.policy.eos_ids,
                 pad_id=self.policy.pad_id,
