@@ -10,9 +10,8 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from rftkit.errors import UserError
 from rftkit.metrics import bootstrap_ci
 from rftkit.runs import RunFolder, write_text
 
+WATCH_SECONDS = 2.0  # between looks at the run folders, whose records are read whole each time
 # Slow constraints first, so that no worker is left with a long run at the end.
 _SLOW_FIRST = ("random-edit", "dynamic", "fresh", "identity", "kl", "none")
 
@@ -169,7 +169,7 @@ def run_all(
             while not all(f.done() for f in futures):
                 _watch(bar, jobs)
                 _raise_first(futures)
-                time.sleep(0.5)
+                wait(futures, timeout=WATCH_SECONDS, return_when=FIRST_EXCEPTION)
         except BaseException:
             for process in list(pool._processes.values()):
                 process.terminate()  # run folders stay whole; the next call goes on from them
