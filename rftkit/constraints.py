@@ -29,7 +29,7 @@ from rftkit.scoring import pad_rows, score_targets
 # Best of the recorded sweep on tuning seeds (data/runs), per task; used where coef is unset.
 TUNED: dict[str, dict[str, float]] = {
     "kl": {"dialogue": 0.8},
-    "dynamic": {"dialogue": 3.0},
+    "dynamic": {"dialogue": 5.0},
 }
 
 
