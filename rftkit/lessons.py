@@ -2,7 +2,7 @@
 
 Each notebook runs from a clean kernel and is written back with its outputs, without what changes
 from run to run or from machine to machine. What a lesson took goes to measured.json beside it, and
-from there into the box at its top. For reading and editing lessons use JupyterLab.
+from there into the box at its top and the course map. For reading and editing use JupyterLab.
 """
 
 from __future__ import annotations
@@ -74,8 +74,20 @@ def tidy(notebook: NotebookNode) -> None:
 
 def fill(text: str, measured: dict[str, dict[str, float]]) -> str:
     """`text` with the box's line rewritten from {device: {"seconds", "gb"}}."""
+    return _BOX.sub(lambda found: found[1] + _cost(measured) + found[2], text)
+
+
+def fill_map(text: str, record: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The course map with each lesson's cost rewritten from {lesson: {device: ...}}."""
+    for name, measured in record.items():
+        place = re.compile(rf"(<!-- measured {name} -->).*?(<!-- end -->)")
+        text = place.sub(rf"\g<1>{_cost(measured)}\g<2>", text)
+    return text
+
+
+def _cost(measured: dict[str, dict[str, float]]) -> str:
     parts = [f"{_duration(m['seconds'])} and {m['gb']:g} GB on {d}" for d, m in measured.items()]
-    return _BOX.sub(lambda found: found[1] + "; ".join(parts) + found[2], text)
+    return "; ".join(parts)
 
 
 def _duration(seconds: float) -> str:
@@ -102,6 +114,9 @@ def run(path: Path) -> None:
         record.setdefault(path.stem, {})[device_name()] = cost
         write_text(place, json.dumps(record, indent=1, sort_keys=True) + "\n")
         notebook.cells[0].source = fill(notebook.cells[0].source, record[path.stem])
+        course = path.with_name("README.md")
+        if course.exists():
+            write_text(course, fill_map(course.read_text(encoding="utf-8"), record))
     nbformat.validate(notebook)
     write_text(path, nbformat.writes(notebook) + "\n")
     print(f"{path}: {cost['seconds']:.0f} s, {cost['gb']:g} GB")

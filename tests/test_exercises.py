@@ -19,6 +19,11 @@ def rloo(rewards: Tensor) -> Tensor:
     return torch.tensor(rows)
 
 
+def bradley_terry(a: float, b: float) -> float:
+    """In the form of odds, e^(a / 0.15) to e^(b / 0.15)."""
+    return math.exp(a / 0.15) / (math.exp(a / 0.15) + math.exp(b / 0.15))
+
+
 def kl(p: Tensor, q: Tensor) -> float:
     return sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
 
@@ -45,6 +50,23 @@ ON_PAPER: dict[str, tuple[Any, dict[str, Any]]] = {
     "01.4": (
         rloo,
         {"included": lambda r: r - r.mean(-1, keepdim=True), "stops": lambda r: r + "x"},
+    ),
+    "02.1": (
+        -0.2 / math.sqrt(0.145),
+        {"at 0.6": 0.1 / math.sqrt(0.13), "minus the mean": -0.2, "of c.": 0.2 / math.sqrt(0.145)},
+    ),
+    "02.2": (0.4, {"rest": 0.6, "words": 4 / 7, "pairs": 0.5}),
+    "02.3": (0.2242 - 2 * 0.0945, {"of its own": 0.1297, "alone": 0.2242, "one more": -0.189}),
+    "02.4": ("alike", {"would see it": "loops", "lost": "fine"}),
+    "02.5": (
+        bradley_terry,
+        {
+            "noise": lambda a, b: 1 / (1 + math.exp(b - a)),
+            "not always": lambda a, b: 1.0 * (a > b),
+            "difference": lambda a, b: a / (a + b),
+            "sign": lambda a, b: bradley_terry(b, a),
+            "stops with": lambda a, b: math.exp(a) / 0,
+        },
     ),
     "03.1": (2 * math.log(2) - 3 / 4, {"upside down": 3 - math.log(4), "k1": math.log(4)}),
     "03.2": (math.e, {"square root": math.e**2 / 2, "closer": math.e**4, "at β = 0.3": math.e**2}),

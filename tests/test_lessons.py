@@ -15,14 +15,15 @@ import torch
 
 from rftkit import lessons
 from rftkit.exercises import exercises
-from rftkit.metrics import edit_ratio
+from rftkit.metrics import edit_ratio, rep_3
 from rftkit.objectives import group_advantages, kl_k3, policy_gradient_loss, sft_loss
 from rftkit.toy import cafe, push_forward, refiner_matrix
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
-LESSONS = sorted(p for p in FOLDER.glob("[0-9]*.ipynb") if not p.name.startswith("00_"))
+LESSONS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 MEASURED = json.loads((FOLDER / "measured.json").read_text(encoding="utf-8"))
+WITH_EXERCISES = [path for path in LESSONS if not path.name.startswith("00_")]
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 each_notebook = pytest.mark.parametrize(
     "path", LESSONS + SOLUTIONS, ids=lambda p: f"{p.parent.name}/{p.stem}"
@@ -60,7 +61,7 @@ def test_the_box_says_what_one_learns_and_needs_and_what_it_took(path: Path) -> 
 @each_lesson
 def test_a_lesson_has_all_its_parts(path: Path) -> None:
     text = prose(path)
-    for part in ("## What can go wrong", "## Exercises", "## Recap", "Five questions", "**Next:**"):
+    for part in ("## What can go wrong", "## Recap", "Five questions", "**Next:**"):
         assert part in text, part
     assert len(re.findall(r"\*\*Predict", text)) >= 3
     assert len(re.findall(r"^[1-5]\. ", text.split("Five questions")[1], re.MULTILINE)) == 5
@@ -71,10 +72,11 @@ def test_something_works_within_three_code_cells(path: Path) -> None:
     assert any(output.output_type != "stream" for cell in code(path)[:3] for output in cell.outputs)
 
 
-@each_lesson
+@pytest.mark.parametrize("path", WITH_EXERCISES, ids=lambda p: p.stem)
 def test_exercises_are_asked_in_the_lesson_and_solved_beside_it(path: Path) -> None:
     own = [name for name in exercises() if name.startswith(path.stem[:2])]
     assert len(own) >= 3
+    assert "## Exercises" in prose(path)
     solution = FOLDER / "solutions" / path.name
     verdicts = [str(o.data["text/plain"]) for o in outputs(solution) if "data" in o]
     for name in own:
@@ -151,6 +153,13 @@ def test_lesson_01_writes_the_kits_policy_gradient(rng: torch.Generator) -> None
     close(-token_gain((logp - old).exp(), advantages, 0.2, 0.3).mean(), expected)
 
 
+def test_lesson_02_writes_the_kits_rep_3(rng: torch.Generator) -> None:
+    (by_hand,) = written("02", "rep_3_by_hand")
+    for length in range(12):
+        tokens = torch.randint(2, (length,), generator=rng).tolist()
+        assert by_hand(tokens) == pytest.approx(rep_3(tokens))
+
+
 def test_lesson_03_writes_the_kits_k3(rng: torch.Generator) -> None:
     (k3_by_hand,) = written("03", "k3_by_hand")
     logp, ref_logp = torch.randn(2, 5, 6, generator=rng, dtype=torch.float64)
@@ -196,6 +205,16 @@ def test_a_notebook_is_run_in_its_folder_tidied_and_measured(tmp_path: Path) -> 
     assert "widgets" not in result.metadata
     assert not result.cells[1].metadata
     assert re.search(r"-->\d+ s and [\d.]+ GB on .+<!--", result.cells[0].source)
+
+
+def test_the_course_map_knows_every_lesson_and_what_it_took() -> None:
+    course = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for path in LESSONS:
+        assert f"[{path.stem[:2]}]({path.name})" in course
+        assert f"<!-- measured {path.stem} -->" in course
+        assert f"\n**{path.stem[:2]}** 1. " in course  # the five questions, answered
+    assert not re.search(r"--><!-- end", course)
+    assert lessons.fill_map(course, MEASURED) == course
 
 
 def test_the_box_names_every_measured_device() -> None:
