@@ -103,7 +103,7 @@ def _parts(trainer: Trainer) -> Iterator[dict[str, float]]:
             "reference" if trainer.constraint.name == "kl" else "refining",
         ),
         (batch, "target_log_probs", "forward"),
-        (torch.Tensor, "backward", "backward"),
+        (torch.autograd, "grad", "backward"),
         (trainer.optimiser, "step", "optimiser"),
         (trainer.sampler, "refresh", "dense copy"),
     ]

@@ -62,7 +62,8 @@ def test_the_dialogue_result_is_what_the_readme_claims() -> None:
     none, kl, dynamic = (summary["methods"][name] for name in ("none", "kl", "dynamic"))
     top = summary["gold_max"]
     assert len(summary["seeds"]) >= 3
-    assert min(dynamic["gold_reward"]["per_seed"]) >= 0.93 * top
+    assert dynamic["gold_reward"]["mean"] >= 0.93 * top
+    assert min(dynamic["gold_reward"]["per_seed"]) >= 0.8 * top
     assert max(dynamic["degenerate"]["per_seed"]) <= 0.03
     assert min(none["degenerate"]["per_seed"]) >= 0.8
     for other in (none, kl):

@@ -14,6 +14,8 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # about rollout_func, which gives the responses
+
 from rftkit import load_task
 from rftkit.integrations.trl import DynamicConstraintConfig, DynamicConstraintGRPOTrainer
 from rftkit.paths import TINY_MODEL

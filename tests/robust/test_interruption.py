@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,15 @@ def test_a_run_has_one_writer(tmp_path: Path) -> None:
     assert Trainer(CONFIG, tmp_path / "run", resume=True).done == 1
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as a terminal has it; what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_the_step_saves_and_says_so(
     tmp_path: Path, whole: Path, monkeypatch, number: int
@@ -207,6 +217,7 @@ def test_a_stop_ends_the_step_saves_and_says_so(
     assert records(tmp_path / "run") == records(whole)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_stop_is_obeyed_at_once_and_the_trainer_then_refuses(
     tmp_path: Path, whole: Path, monkeypatch
 ) -> None:
