@@ -19,7 +19,7 @@ REFINE_SHARE = 0.7  # of the examples; the rest are answers
 # step over it. "scattered" has what is too much anywhere, which is harder to see: it comes last.
 CURRICULUM: dict[int, dict[str, float]] = {
     0: {"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overstep": 0.18},
-    3200: {
+    2600: {
         "clean": 0.16,
         "unusual": 0.18,
         "edits": 0.18,

@@ -27,6 +27,7 @@ from rftkit.models import load_policy
 from rftkit.state import load_state, reading, save_state
 from rftkit.tasks import Task, load_task
 from rftkit.tiny.corpus import Example, batch, texts
+from rftkit.tiny.muon import Muon
 from rftkit.tiny.quality import card, measure
 from rftkit.tiny.tokenizer import train_tokenizer
 
@@ -35,17 +36,18 @@ from rftkit.tiny.tokenizer import train_tokenizer
 class PretrainConfig:
     """Everything that decides the weights."""
 
-    tasks: tuple[str, ...] = ("dialogue",)  # in turn; named twice, a task is shown twice as often
+    # In turn; named twice, a task is shown twice as often.
+    tasks: tuple[str, ...] = ("dialogue", "code", "game", "code", "game")
     seed: int = 0
-    steps: int = 4400
-    restarts: tuple[int, ...] = (2200, 3200)  # steps at which the learning rate rises again
-    batch: int = 64  # examples a step
-    micro_batches: int = 3  # sorted by length, so that little is padding
-    lr: float = 3e-3  # peak of AdamW; warm-up and two cosines, see _schedule
+    steps: int = 4600
+    batch: int = 80  # examples a step
+    micro_batches: int = 6  # sorted by length, so that little is padding
+    lr: float = 3e-3  # peak of AdamW
     muon_lr: float = 1e-2  # peak of Muon
-    warmup: int = 100
+    warmup: int = 100  # steps
+    decay: float = 0.35  # share of the steps, the last ones, in which the learning rate falls to 0
     weight_decay: float = 0.1
-    vocab_size: int = 512
+    vocab_size: int = 768
     hidden: int = 192
     layers: int = 4
     heads: int = 6
@@ -180,20 +182,16 @@ def _optimisers(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.o
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     decay = config.weight_decay
     return [
-        torch.optim.Muon(matrices, config.muon_lr, decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, config.muon_lr, decay),
         torch.optim.AdamW(rest, config.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
 def _schedule(step: int, config: PretrainConfig) -> float:
-    """Warm-up and a cosine, then shorter and lower cosines (Loshchilov and Hutter's restarts)."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    starts = [start for start in (config.warmup, *config.restarts) if start <= step]
-    end = min(start for start in (*config.restarts, config.steps) if start > step)
-    share = (step - starts[-1]) / max(1, end - starts[-1])
-    peak = 1.0 if len(starts) == 1 else 0.4
-    return peak * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
+    """The learning rate's share of its peak: warm-up, a plateau, and a straight way down."""
+    up = (step + 1) / config.warmup
+    down = (config.steps - step) / max(1.0, config.decay * config.steps)
+    return min(1.0, up, down)
 
 
 def _claim(path: Path, config: PretrainConfig) -> None:
