@@ -171,7 +171,7 @@ class Totals(NamedTuple):
         rollouts, pull = batch.rollouts, batch.pull
         mask = pad_rows([torch.ones(len(ids)) for ids in rollouts.response_ids])
         mask = mask * batch.counted[:, None]
-        refined = sum(len((pull.refinements or [])[i].refined_ids) for i in pull.sft_rows)
+        refined = sum(len((pull.refinements or {})[i].refined_ids) for i in pull.sft_rows)
         policy = normaliser(mask, config.aggregate, config.max_new_tokens)
         return cls(float(policy), float(mask.sum().clamp(min=1)), float(refined))
 

@@ -78,6 +78,16 @@ class RunConfig:
         Literal["all", "changed"], "refined responses to learn from: all, or only the changed"
     ] = "all"
 
+    refine_share: Annotated[
+        float, "share of a step's responses that are refined and learned from; drawn at random"
+    ] = 1.0
+    refiner_model: Annotated[str, "another model as refiner; empty = the policy's reference"] = ""
+    refiner_noise: Annotated[
+        float, "damage: noise on the refiner's weights, in their standard deviations"
+    ] = 0.0
+    refiner_cuts: Annotated[
+        str, "bias: a regular expression that the refiner deletes from every response"
+    ] = ""
     edit_limit: Annotated[
         float, "an instruct model's refinement with a larger edit ratio is refused"
     ] = 0.5
@@ -144,6 +154,8 @@ _LOWEST = {
     "resample": 0,
     "kl_target": 0,
     "reference_reset": 0,
+    "refine_share": 1e-6,
+    "refiner_noise": 0,
     "edit_limit": 0,
     "eval_every": 1,
     "eval_prompts": 1,
@@ -162,6 +174,7 @@ _HIGHEST = {
     "updates": 1000,
     "lr": 1000.0,
     "temperature": 1000.0,
+    "refine_share": 1.0,
 }
 
 # What differs from the default on larger machines.

@@ -6,6 +6,7 @@ to every micro-batch. The trainer knows no more of it than this interface.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from rftkit.config import RunConfig
+from rftkit.faults import make_refiner
 from rftkit.instruct import FALLBACKS
 from rftkit.models import Policy
 from rftkit.objectives import (
@@ -22,7 +24,7 @@ from rftkit.objectives import (
     k1_penalised_rewards,
     sft_loss,
 )
-from rftkit.refiner import REFINERS, OnlineRefiner, Refinement
+from rftkit.refiner import OnlineRefiner, Refinement
 from rftkit.rollout import Rollouts
 from rftkit.scoring import pad_rows, score_targets
 
@@ -37,12 +39,12 @@ TUNED: dict[str, dict[str, float]] = {
 class Pull:
     """What a constraint found out about one batch of rollouts.
 
-    ref_log_probs: per rollout, log π_ref of each response token (nats). refinements: per rollout,
-    with `sft_rows` the rollouts whose refined response is learned from.
+    ref_log_probs: per rollout, log π_ref of each response token (nats). refinements: by rollout,
+    of all that were refined; `sft_rows` are those whose refined response is learned from.
     """
 
     ref_log_probs: list[torch.Tensor] | None = None
-    refinements: list[Refinement] | None = None
+    refinements: dict[int, Refinement] | None = None
     sft_rows: list[int] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -181,16 +183,16 @@ class DynamicConstraint(NoConstraint):
 
     def __init__(self, policy: Policy, config: RunConfig, refiner: OnlineRefiner | None = None):
         super().__init__(policy, config)
-        if refiner is None:
-            make = REFINERS[self.refiner_name]
-            refiner = make(policy, config.max_new_tokens, config.edit_limit)
-        self.refiner = refiner
+        self.refiner = refiner or make_refiner(policy, config, self.refiner_name)
 
     def prepare(self, rollouts: Rollouts, seed: int) -> Pull:
-        messages = [list(p.messages) for p in rollouts.prompts]
+        rows = self._drawn(len(rollouts), seed)
+        messages = [list(rollouts.prompts[i].messages) for i in rows]
         before = self.refiner.passes
-        refined = self.refiner.refine_ids(messages, rollouts.response_ids, seed)
-        changed = [i for i, r in enumerate(refined) if r.changed]
+        responses = [rollouts.response_ids[i] for i in rows]
+        refined = self.refiner.refine_ids(messages, responses, seed)
+        refinements = dict(zip(rows, refined, strict=True))
+        changed = [i for i, r in refinements.items() if r.changed]
 
         def refused(why: str) -> float:
             return fmean(r.fallback == why for r in refined)
@@ -205,8 +207,15 @@ class DynamicConstraint(NoConstraint):
             "rounds": fmean(r.rounds for r in refined),
             "refined_length": fmean(len(r.refined_ids) for r in refined),
         }
-        rows = changed if self.config.sft_on == "changed" else list(range(len(refined)))
-        return Pull(refinements=refined, sft_rows=rows, metrics=metrics)
+        learned = changed if self.config.sft_on == "changed" else rows
+        return Pull(refinements=refinements, sft_rows=learned, metrics=metrics)
+
+    def _drawn(self, count: int, seed: int) -> list[int]:
+        """The rollouts to refine: all, or a random share, at least one, in order."""
+        share = self.config.refine_share
+        if share == 1:
+            return list(range(count))
+        return sorted(random.Random(seed).sample(range(count), max(1, round(share * count))))
 
     def loss(self, part: MicroBatch) -> torch.Tensor | None:
         if not len(part.sft_logp):

@@ -173,7 +173,7 @@ class Trainer:
         config = self.config
         rollouts, rewards = self._collect(step)
         pull = self.constraint.prepare(rollouts, seed=_seed(config.seed, step, "constraint"))
-        health.check_refined([r.refined for r in pull.refinements or ()])
+        health.check_refined([r.refined for r in (pull.refinements or {}).values()])
         kl = _kl(rollouts, pull.ref_log_probs) if pull.ref_log_probs else None
         batch = Batch(rollouts, *self._advantages(rollouts, rewards, pull), pull)
         for group in self.optimiser.param_groups:
