@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from rftkit import UserError, load_policy, load_task
 from rftkit.paths import TINY_MODEL
-from rftkit.tiny.corpus import DRAFT_KINDS, batch, draft_pair
+from rftkit.tiny.corpus import DRAFT_KINDS, STAGES, batch, draft_pair, example
 from rftkit.tiny.pretrain import PretrainConfig, example_ids, pretrain
 from rftkit.tiny.quality import measure
 
@@ -105,3 +105,14 @@ def test_the_card_holds_what_was_measured_and_a_fresh_measurement_agrees() -> No
     for figure, value in fresh.items():
         if not figure.endswith("edits") and "edit_ratio" not in figure:
             assert value == pytest.approx(CARD["dialogue"][figure], abs=0.12), figure
+
+
+def test_later_stages_show_drafts_of_other_prompts_and_more_walks_than_refined_ones() -> None:
+    task, late = load_task("dialogue"), max(STAGES)
+    rng = random.Random(4)
+    shown = [example(task, rng, late) for _ in range(600)]
+    kept = [e for e in shown if e.draft is not None and e.draft == e.target]
+    named = [e.prompt.columns["name"] in e.target for e in kept]
+    assert 0.3 < sum(named) / len(named) < 0.9  # the early stage names the customer more often
+    walks = [example(load_task("game"), rng, late) for _ in range(200)]
+    assert 0.45 < sum(e.draft is None for e in walks) / len(walks) < 0.75

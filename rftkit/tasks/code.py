@@ -260,14 +260,18 @@ def fit_reward_model(rows: Sequence[dict[str, Any]]) -> LinearRewardModel:
 
 
 def build(seed: int = 0, train: int = 512, heldout: int = 256, pairs: int = 2000) -> None:
-    """Write data/code: disjoint train and held-out specifications, preferences, reward model."""
+    """Write data/code: disjoint train and held-out specifications, preferences, reward model.
+
+    Specifications have two parts: new ones of three are beyond the embedded model.
+    """
     rng = random.Random(f"code {seed}")
     unique: dict[Chain, Prompt] = {}
     while len(unique) < train + heldout:
-        if held_out(chain := draw_chain(rng)) and chain not in unique:
+        chain = draw_chain(rng)
+        if len(chain) == 2 and held_out(chain) and chain not in unique:
             unique[chain] = write_prompt(chain, rng)
     rows = [prompt.row() for prompt in unique.values()]
-    rng.shuffle(rows)  # late draws are longer: short specifications run out
+    rng.shuffle(rows)  # late draws have rarer constants: common specifications run out
     write_jsonl(FOLDER / "train.jsonl", rows[:train])
     write_jsonl(FOLDER / "heldout.jsonl", rows[train:])
     preferences = preference_pairs(rng, pairs)

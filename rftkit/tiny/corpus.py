@@ -8,27 +8,60 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rftkit.tasks import Prompt, Task
 from rftkit.tasks.base import edit_units, units
 
-REFINE_SHARE = 0.7  # of the examples; the rest are answers
-# Shares of the kinds of drafts, from a step of pre-training on. "edits" are 1-4 random edits,
-# "flood" is the task's own degeneracy, "overstep" its beginning: at the limit of good form, or one
-# step over it. "scattered" has what is too much anywhere, which is harder to see: it comes last.
-CURRICULUM: dict[int, dict[str, float]] = {
-    0: {"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overstep": 0.18},
-    2600: {
-        "clean": 0.16,
-        "unusual": 0.18,
-        "edits": 0.18,
-        "flood": 0.12,
-        "overstep": 0.10,
-        "scattered": 0.26,
-    },
+
+@dataclass(frozen=True)
+class Stage:
+    """What is shown, in shares.
+
+    kinds: of drafts. answers: of all examples, by task, where it is not ANSWERS. foreign: of the
+    drafts of WHOLE_KINDS, those written for another prompt: they teach to copy, not to solve.
+    """
+
+    kinds: dict[str, float]
+    answers: dict[str, float] = field(default_factory=dict)
+    foreign: float = 0.0
+
+
+# What is shown from a step of pre-training on. Of the examples, `answers` (by task) are responses,
+# the rest refine a draft of some kind: "edits" are 1-4 random edits, "flood" is the task's own
+# degeneracy, "overstep" its beginning: at the limit of good form, or one step over it. "scattered"
+# has what is too much anywhere, which is harder to see, so it comes late. Walks are refined well
+# early on, and crossing a map is what takes practice: so the game turns to answers.
+ANSWERS = 0.3
+STAGES: dict[int, Stage] = {
+    0: Stage(
+        kinds={"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overstep": 0.18}
+    ),
+    2600: Stage(
+        kinds={"clean": 0.22, "unusual": 0.22, "edits": 0.22, "flood": 0.16, "overstep": 0.18},
+        answers={"game": 0.6},
+        foreign=0.5,
+    ),
+    4000: Stage(
+        kinds={
+            "clean": 0.18,
+            "unusual": 0.20,
+            "edits": 0.18,
+            "flood": 0.12,
+            "overstep": 0.10,
+            "scattered": 0.22,
+        },
+        answers={"game": 0.6},
+        foreign=0.25,
+    ),
 }
-DRAFT_KINDS = tuple(CURRICULUM[max(CURRICULUM)])
+WHOLE_KINDS = (
+    "clean",
+    "unusual",
+    "overstep",
+    "scattered",
+)  # which tell what was meant
+DRAFT_KINDS = tuple(STAGES[max(STAGES)].kinds)
 
 
 @dataclass(frozen=True)
@@ -70,12 +103,27 @@ def junk(rng: random.Random) -> str:
 def example(task: Task, rng: random.Random, step: int = 0) -> Example:
     """One random training example of a task, as shown at a step."""
     prompt = task.sample(rng)
-    if rng.random() >= REFINE_SHARE:
+    stage = STAGES[max(start for start in STAGES if start <= step)]
+    if rng.random() >= 1 - stage.answers.get(task.name, ANSWERS):
         return Example(prompt, None, task.demonstrate(prompt, rng))
-    kinds = CURRICULUM[max(start for start in CURRICULUM if start <= step)]
-    kind = rng.choices(list(kinds), list(kinds.values()))[0]
+    kind = rng.choices(list(stage.kinds), list(stage.kinds.values()))[0]
     draft, refined = draft_pair(task, kind, prompt, rng)
+    if kind in WHOLE_KINDS and stage.foreign and rng.random() < stage.foreign:
+        draft, refined = _foreign_pair(task, kind, prompt, rng) or (draft, refined)
     return Example(prompt, draft, refined)
+
+
+def _foreign_pair(
+    task: Task, kind: str, prompt: Prompt, rng: random.Random, tries: int = 6
+) -> tuple[str, str] | None:
+    """A pair written for another prompt whose form fits this one; None where none was drawn."""
+    for _ in range(tries):
+        other = task.sample(rng)
+        draft, refined = draft_pair(task, kind, other, rng)
+        sound = task.well_formed(prompt, draft)
+        if task.well_formed(prompt, refined) and sound == (draft == refined):
+            return draft, refined
+    return None
 
 
 def batch(tasks: Sequence[Task], size: int, seed: int, step: int) -> list[Example]:

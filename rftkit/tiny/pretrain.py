@@ -39,7 +39,7 @@ class PretrainConfig:
     # In turn; named twice, a task is shown twice as often.
     tasks: tuple[str, ...] = ("dialogue", "code", "game", "code", "game")
     seed: int = 0
-    steps: int = 4600
+    steps: int = 7600
     batch: int = 80  # examples a step
     micro_batches: int = 6  # sorted by length, so that little is padding
     lr: float = 3e-3  # peak of AdamW
