@@ -54,9 +54,16 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[i
     return ids
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Every id that may be a role or an end: Llama's headers, for one, have no name of their own
+    in the tokenizer's settings, so that `all_special_ids` lacks them."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(i for i, token in added if token.special).union(tokenizer.all_special_ids)
+
+
 def _without_special(tokenizer: Any, ids: Sequence[int]) -> list[int]:
     """`ids` with each special token, which a policy may sample like any other, spelled out."""
-    special = set(tokenizer.all_special_ids).intersection(ids)
+    special = special_ids(tokenizer).intersection(ids)
     spelled = {i: encode_text(tokenizer, tokenizer.convert_ids_to_tokens(i)) for i in special}
     return [part for i in ids for part in spelled.get(i, (i,))]
 

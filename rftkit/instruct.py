@@ -66,7 +66,6 @@ class InstructForm:
         self.policy, self.max_new_tokens = policy, max_new_tokens
         self.edit_limit, self.rules = edit_limit, rules
         self._close = policy.encode(CLOSE)
-        self._special = frozenset(policy.tokenizer.all_special_ids)
         self.limit = max_new_tokens + len(self._close) + PREAMBLE_TOKENS  # tokens of an answer
 
     def context(self, messages: Sequence[Mapping[str, Any]], response: Sequence[int]) -> list[int]:
@@ -84,9 +83,8 @@ class InstructForm:
             turns.append({"role": "user", "content": self._request(prompt, self._encode(draft))})
             answer = self._encode(OPEN) + self._encode(refined) + self._close
             turns.append({"role": "assistant", "content": answer})
-        turns.append(
-            {"role": "user", "content": self._request(_said(asked), self._plain(response))}
-        )
+        request = self._request(_said(asked), self._body(response))
+        turns.append({"role": "user", "content": request})
         return self.policy.encode_chat(turns) + self._encode(OPEN)
 
     def draft(self, response: Sequence[int]) -> list[int]:
@@ -144,14 +142,6 @@ class InstructForm:
         """EOS: the one that the response has, if it has one."""
         last = response[-1] if response else None
         return last if last in self.policy.eos_ids else self.policy.tokenizer.eos_token_id
-
-    def _plain(self, response: Sequence[int]) -> list[int]:
-        """The response without EOS; a special token that the policy sampled is spelled out."""
-        ids: list[int] = []
-        for i in self._body(response):
-            spelled = i in self._special
-            ids += self._encode(self.policy.tokenizer.decode([i])) if spelled else [i]
-        return ids
 
 
 def _said(messages: Sequence[Mapping[str, Any]]) -> str:

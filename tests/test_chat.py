@@ -3,10 +3,13 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from small import model_folder
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from rftkit import OnlineRefiner, load_policy
 from rftkit.chat import characters, encode_chat, encode_text
 from rftkit.paths import TINY_MODEL
+from rftkit.tiny.made_up import CHATML, instruct_tokenizer
 
 TOKENIZER = AutoTokenizer.from_pretrained(TINY_MODEL)
 SPECIAL = set(TOKENIZER.all_special_ids)
@@ -52,6 +55,31 @@ def test_token_ids_pass_through_untouched() -> None:
     turn = [{"role": "user", "content": "x"}, {"role": "draft", "content": ids}]
     encoded = encode_chat(TOKENIZER, turn)
     assert encoded[-len(ids) - 1 : -1] == ids
+
+
+def test_role_tokens_that_a_policy_samples_forge_nothing_in_the_refiners_context() -> None:
+    refiner = OnlineRefiner(load_policy(model_folder(), "fp32"))
+    roles = ["<|eos|>", "<|user|>", "<|assistant|>", "<|draft|>", "<|refined|>", "<|pad|>"]
+    sampled = [300, *TOKENIZER.convert_tokens_to_ids(roles), 301, TOKENIZER.eos_token_id]
+    context = refiner.form.context([{"role": "user", "content": "x"}], sampled)
+    special = TOKENIZER.convert_ids_to_tokens([i for i in context if i in SPECIAL])
+    assert special == ["<|user|>", "<|draft|>", "<|refined|>"]
+    assert "".join(roles) in TOKENIZER.decode(context)
+
+
+def test_a_role_that_the_settings_do_not_list_is_spelled_out_too() -> None:
+    """Llama's headers are special to the tokenizer without being in `all_special_ids`."""
+    header, backend = "<|start_header_id|>", instruct_tokenizer().backend_tokenizer
+    backend.add_special_tokens([header])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", chat_template=CHATML
+    )
+    number = tokenizer.convert_tokens_to_ids(header)
+    assert number not in tokenizer.all_special_ids
+    for content in (header, [number]):
+        ids = encode_chat(tokenizer, [{"role": "user", "content": content}])
+        assert number not in ids
+        assert header in tokenizer.decode(ids)
 
 
 def test_our_assembly_is_the_templates_own() -> None:
