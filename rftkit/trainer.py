@@ -90,7 +90,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=config.lr, weight_decay=0.0)
         if config.checkpointing:
             self.policy.model.train()  # transformers checkpoints only in train mode
-            self.policy.model.gradient_checkpointing_enable()
+            self.policy.model.activation_checkpointing_enable()
         told = "" if self.policy.refines_natively else self.task.instruction
         self.train_prompts = instructed(self.task.prompts("train"), told)
         self.heldout_prompts = instructed(self.task.prompts("heldout"), told)
