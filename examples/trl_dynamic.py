@@ -5,13 +5,14 @@
 Every field of TRL's GRPOConfig is an option too; docs/scaling.md shows launch lines.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer, BitsAndBytesConfig, HfArgumentParser
+from transformers import AutoTokenizer, BitsAndBytesConfig, HfArgumentParser, set_seed
 
 from rftkit import load_task
 from rftkit.integrations.trl import DynamicConstraintConfig, DynamicConstraintGRPOTrainer
@@ -30,20 +31,34 @@ class Script:
     four_bit: bool = field(default=False, metadata={"help": "hold the base in NF4; not with FSDP"})
 
 
-def main() -> None:
-    script, args = HfArgumentParser((Script, DynamicConstraintConfig)).parse_args_into_dataclasses()
+def parser() -> HfArgumentParser:
+    """The script's options and all of TRL's."""
+    return HfArgumentParser((Script, DynamicConstraintConfig))
+
+
+def reward_of(task: Any, prompts: list[Any], end: int, longest: int) -> Callable[..., list[float]]:
+    """The task reward as TRL calls it; what training must not see is logged beside it."""
+
+    def task_reward(
+        row: list[int], completions: Any, completion_ids: Any, log_metric: Any, **_: Any
+    ) -> list[float]:
+        texts = [completion[0]["content"] for completion in completions]
+        finished = [len(ids) < longest or ids[-1] == end for ids in completion_ids]
+        scores = task.score([prompts[i] for i in row], texts, finished)
+        log_metric("gold_reward", sum(s.gold_reward for s in scores) / len(scores))
+        log_metric("degenerate", sum(s.degenerate for s in scores) / len(scores))
+        return [s.task_reward for s in scores]
+
+    return task_reward
+
+
+def train(script: Script, args: DynamicConstraintConfig) -> list[dict[str, Any]]:
+    """Train, save the adapter, and return what TRL logged."""
+    set_seed(args.seed)  # before the adapter draws its first weights
     path = str(TINY_MODEL) if script.model == "tiny" else script.model
     tokenizer = AutoTokenizer.from_pretrained(path)
     task = load_task(script.task)
     prompts = instructed(task.prompts("train"), "" if native(tokenizer) else task.instruction)
-    rows = {p.text: p for p in prompts}
-
-    def reward(prompts: Any, completions: Any, completion_ids: Any, **_: Any) -> list[float]:
-        known = [rows[messages[-1]["content"]] for messages in prompts]
-        texts = [completion[0]["content"] for completion in completions]
-        finished = [len(ids) < args.max_completion_length for ids in completion_ids]
-        return [s.task_reward for s in task.score(known, texts, finished, gold=False)]
-
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -52,9 +67,13 @@ def main() -> None:
     )
     trainer = DynamicConstraintGRPOTrainer(
         model=path,
-        reward_funcs=reward,
+        reward_funcs=reward_of(
+            task, prompts, tokenizer.eos_token_id, args.max_completion_length or 0
+        ),
         args=args,
-        train_dataset=Dataset.from_list([{"prompt": list(p.messages)} for p in prompts]),
+        train_dataset=Dataset.from_list(
+            [{"prompt": list(p.messages), "row": i} for i, p in enumerate(prompts)]
+        ),
         processing_class=tokenizer,
         quantization_config=nf4 if script.four_bit else None,
         peft_config=LoraConfig(
@@ -64,9 +83,10 @@ def main() -> None:
             task_type="CAUSAL_LM",
         ),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()  # the adapter in PEFT's format: `rftkit merge` makes a plain model of it
+    return trainer.state.log_history
 
 
 if __name__ == "__main__":
-    main()
+    train(*parser().parse_args_into_dataclasses())

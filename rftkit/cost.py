@@ -16,6 +16,7 @@ from rftkit.estimate import Shape, predict, shape_of
 PEAK = 990e12  # FLOP/s of an H100 in bf16, by its data sheet
 USED = 0.4  # share of it that large-model training commonly reaches; assumed
 FP32, BF16 = 4, 2  # bytes
+LINK = 50e9  # bytes/s between two nodes, 400 Gbit/s; assumed
 
 MODELS = {
     "7B": Qwen2Config(  # sizes of Qwen2.5-7B
@@ -133,6 +134,8 @@ def table(step: Step | None = None) -> str:
             [f"{m['data parallel'] / 1e9:.2f}" for m in moved],
         )
         row(f"sent by each of {gpus}: sharded, GB", [f"{m['sharded'] / 1e9:.0f}" for m in moved])
+    apart = [bytes_moved(s, step, 16)["sharded"] / LINK for s in shapes.values()]
+    row("sharded over 16, on the link between two nodes, s", [f"{s:.0f}" for s in apart])
     row("held, not sharded, GB", [f"{memory_gb(s, step, 1, False):.0f}" for s in shapes.values()])
     for gpus in (8, 16):
         held = [f"{memory_gb(s, step, gpus, True):.0f}" for s in shapes.values()]

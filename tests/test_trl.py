@@ -1,9 +1,12 @@
 """Our subclass of TRL's trainer computes our loss, whatever the settings and processes."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -146,7 +149,8 @@ def test_it_is_the_loss_of_our_own_training_loop(trainer: Any) -> None:
     sampled = [row[: len(ids)] for row, ids in zip(logp, RESPONSES, strict=True)]
     rollouts = Rollouts([], CONTEXTS, RESPONSES, [""] * 4, [True] * 4, sampled, sampled, 2)
     pairs = zip(RESPONSES, REFINED, strict=True)
-    pull = Pull(refinements=[Refinement(y, z, "", "", []) for y, z in pairs], sft_rows=[0, 1, 2, 3])
+    refined = {i: Refinement(y, z, "", "", []) for i, (y, z) in enumerate(pairs)}
+    pull = Pull(refinements=refined, sft_rows=[0, 1, 2, 3])
     batch = Batch(rollouts, ADVANTAGES, torch.ones(4), pull)
     trainer.loss_type, trainer.beta, trainer.epsilon_high = "dapo", 0.0, 0.28
     theirs = trainer._compute_loss(trainer.model, hand_made(None))
@@ -197,20 +201,51 @@ def test_two_processes_or_two_micro_batches_give_the_gradient_of_one(tmp_path: P
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+EXAMPLES = PAGE.parents[1] / "examples"
+TEXT = PAGE.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+LAUNCHES = [
+    shlex.split(line)
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("accelerate launch")
+]
 
 
 def test_the_pages_cost_table_is_what_the_model_counts() -> None:
     from rftkit.cost import table
 
-    assert f"<!-- cost -->\n{table()}<!-- end -->" in PAGE.read_text(encoding="utf-8")
+    assert f"<!-- cost -->\n{table()}<!-- end -->" in TEXT
 
 
-@pytest.mark.soak
+def test_the_page_shows_every_size() -> None:
+    assert len(LAUNCHES) == 4
+
+
+@pytest.mark.parametrize("words", LAUNCHES, ids=lambda words: " ".join(words[2:5]))
+def test_accelerate_and_trl_understand_a_launch_line(monkeypatch, words: list[str]) -> None:
+    """We have no cluster, but an option that is none, or half a group on a GPU, shows here too."""
+    from accelerate.commands.launch import launch_command_parser
+
+    from rftkit.cost import Step
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from trl_dynamic import parser
+
+    script = words.index("examples/trl_dynamic.py")
+    words = [{"$RANK_OF_NODE": "1", "$FIRST_NODE": "node0"}.get(word, word) for word in words]
+    machines = launch_command_parser().parse_args(words[2 : script + 1])
+    options = parser().parse_args(words[script + 1 :])
+    each = options.per_device_train_batch_size * options.gradient_accumulation_steps
+    assert machines.num_processes * each % options.num_generations == 0
+    if machines.num_processes >= 8:  # what the table of costs counts
+        found = machines.num_processes * each, options.num_generations
+        assert (*found, options.max_completion_length) == (Step.rollouts, Step.group, Step.response)
+
+
 def test_the_pages_first_example_runs_word_for_word(tmp_path: Path) -> None:
-    block = (
-        PAGE.read_text(encoding="utf-8").split("## Try it")[1].split("```sh\n")[1].split("```")[0]
-    )
-    (tmp_path / "examples").symlink_to(PAGE.parents[1] / "examples")
+    block = next(block for block in BLOCKS if "--model tiny" in block)
+    (tmp_path / "examples").symlink_to(EXAMPLES)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["sh", "-e", "-c", block],
@@ -220,5 +255,46 @@ def test_the_pages_first_example_runs_word_for_word(tmp_path: Path) -> None:
         env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "sft_loss" in done.stdout
+    for name in ("sft_loss", "edit_ratio", "gold_reward", "degenerate"):
+        assert f"'{name}'" in done.stdout
     assert (tmp_path / "out/trl-merged/model.safetensors").is_file()
+
+
+@pytest.fixture
+def collapse(monkeypatch) -> Any:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return __import__("trl_collapse")
+
+
+def test_the_page_holds_what_was_recorded(collapse: Any) -> None:
+    assert "<!-- trl -->" in TEXT
+    assert collapse.fill(TEXT, collapse.table(collapse.read(collapse.RECORD))) == TEXT
+
+
+def test_the_collapse_example_trains_as_we_do_by_default(collapse: Any, tmp_path: Path) -> None:
+    ours = RunConfig()
+    made = collapse.settings(tmp_path / "none", 0.0, 3)
+    assert made.per_device_train_batch_size == ours.prompts * ours.group
+    assert made.num_iterations == ours.updates
+    assert (made.top_k, made.top_p, made.weight_decay) == (0, 1.0, 0.0)
+    assert made.scale_rewards in (True, "group")  # as our "grpo" advantages
+    assert not made.mask_truncated_completions  # overlong = "keep"
+    assert (ours.advantage, ours.aggregate, ours.overlong) == ("grpo", "token", "keep")
+
+
+def test_the_recorded_runs_show_collapse_and_rescue(collapse: Any) -> None:
+    runs = collapse.read(collapse.RECORD)
+    if not runs:
+        pytest.skip("not recorded yet: python examples/trl_collapse.py")
+    none, dynamic = runs["none"], runs["dynamic"]
+    top = collapse.load_task("dialogue").gold_max
+
+    def end(run: list[dict[str, Any]], key: str) -> float:
+        return fmean(row[key] for row in run[-collapse.LAST :])
+
+    assert end(none, "degenerate") > 0.8
+    assert end(none, "gold_reward") < 0.2 * top
+    assert end(none, "task_reward") > none[0]["task_reward"]  # what training saw went well
+    assert end(dynamic, "degenerate") < 0.1
+    assert end(dynamic, "gold_reward") > dynamic[0]["gold_reward"] + 0.3 * top
+    assert end(dynamic, "edit_ratio") < dynamic[0]["edit_ratio"] / 2
