@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from rftkit.config import RunConfig
 from rftkit.errors import UserError
-from rftkit.files import find_folder, write_text
+from rftkit.files import find_folder, replace_folder, write_text
 from rftkit.models import load_policy
 from rftkit.rollout import DenseCopy
 from rftkit.runs import RunFolder
@@ -51,11 +51,15 @@ def merge(
     policy = load_policy(model, precision, adapter=adapter)
     dense = DenseCopy(policy).net
     dense.generation_config = policy.model.generation_config
-    with TemporaryDirectory() as folder:
-        dense.save_pretrained(folder if four_bit else out)
-        if four_bit:
-            _quantised(folder).save_pretrained(out)
-    policy.tokenizer.save_pretrained(out)
+
+    def write(new: Path) -> None:
+        with TemporaryDirectory() as folder:
+            dense.save_pretrained(folder if four_bit else new)
+            if four_bit:
+                _quantised(folder).save_pretrained(new)
+        policy.tokenizer.save_pretrained(new)
+
+    replace_folder(out, write)
 
 
 def _quantised(folder: str) -> Any:

@@ -3,12 +3,14 @@
 import io
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import tracking
+from peft import PeftModel
 from small import instruct_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,15 +48,17 @@ class Notebook(tracking.GeneralTracker):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """One step of training in 4 bits on a made-up instruct model."""
+    """One step of training in 4 bits on a made-up instruct model, activations recomputed."""
     folder = tmp_path_factory.mktemp("run")
     rows = [json.dumps(p.row()) for p in load_task("dialogue").prompts("train")[:10]]
     (folder / "orders.jsonl").write_text("\n".join(rows))
     config = RunConfig(
         model=instruct_folder(), data=str(folder / "orders.jsonl"), steps=1, prompts=2, group=2,
         max_new_tokens=6, lr=0.05, warmup=1, samples=1, trackers="notebook", device="cpu",
+        checkpointing=True,
     )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*checkpointing.* is deprecated", FutureWarning)
         patch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "notebook", Notebook)
         patch.setattr(tracking, "_available_trackers", ["notebook"])
         Trainer(config, folder / "run").train(progress=False)
@@ -78,6 +82,18 @@ def test_a_tracker_that_is_not_there_is_named(tmp_path, monkeypatch, name: str, 
     monkeypatch.setattr(tracking, "_available_trackers", [])
     with pytest.raises(UserError, match=rf"^trackers: .*{says}"):
         Trackers(name, tmp_path, {})
+
+
+def test_the_checkpoint_is_an_adapter_that_plain_peft_loads(run: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(instruct_folder())
+    plain = PeftModel.from_pretrained(base, run / "checkpoint").eval()
+    policy = load_policy(instruct_folder(), "fp32", "cpu", adapter=run / "checkpoint")
+    ids = torch.tensor([policy.encode("small tea")])
+    with torch.no_grad():
+        found = plain(ids).logits
+        torch.testing.assert_close(found, policy.model(ids).logits)
+        with plain.disable_adapter():
+            assert (plain(ids).logits - found).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("options", [[], ["--four-bit"]])

@@ -1,18 +1,21 @@
 """Any instruct model: its refiner prompt, how answers are read and refused, and a whole run."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from small import instruct_folder
 
 from rftkit import OnlineRefiner, RunConfig, UserError, load_policy, load_task
 from rftkit.cli import _config, _parser, main
 from rftkit.constraints import make_constraint
-from rftkit.instruct import CLOSE, OPEN
+from rftkit.instruct import CLOSE, EXAMPLES, OPEN
 from rftkit.models import Policy
 from rftkit.presets import best_settings
 from rftkit.refiner import InstructForm
-from rftkit.rollout import Sampler, generate
+from rftkit.rollout import Rollouts, Sampler, generate
 from rftkit.tasks.base import instructed
 
 ASK = [{"role": "user", "content": "For Ana: small tea, milk, to go."}]
@@ -107,6 +110,10 @@ def test_the_task_tells_the_policy_and_the_refiner_its_rules(form: InstructForm)
     assert text.count(task.instruction) == 1
     assert f"<prompt>{prompt.text}</prompt>\n<draft>{GOOD}</draft>" in text
     assert text.endswith(f"<|im_start|>assistant\n{OPEN}")
+    assert len(EXAMPLES) == 2
+    for asked, draft, refined in EXAMPLES:
+        assert f"<prompt>{asked}</prompt>\n<draft>{draft}</draft>" in text
+        assert f"<|im_start|>assistant\n{OPEN}{refined}{CLOSE}<|im_end|>" in text
 
 
 def test_a_template_without_system_role_hears_it_from_the_user(policy: Policy) -> None:
@@ -152,6 +159,32 @@ def test_refusals_are_counted_by_their_reason(policy: Policy) -> None:
     assert metrics["edit_ratio"] == 0  # so every response stays
 
 
+def test_every_case_is_counted(policy: Policy, monkeypatch) -> None:
+    answers = [
+        f"Here is the corrected draft:\n{GOOD}{CLOSE}",
+        f"```\n{GOOD} \n```{CLOSE}",
+        " " + CLOSE,
+        "I cannot serve tea." + CLOSE,
+        GOOD[:10],
+    ]
+    written = [ids(policy, text) for text in answers]
+    written[-1].pop()  # it ran out of tokens
+    decoded = SimpleNamespace(ids=written, rounds=[1] * 5, passes=1)
+    monkeypatch.setattr("rftkit.refiner.verify_decode", lambda *_, **__: decoded)
+    constraint = make_constraint(policy, RunConfig(model="small", max_new_tokens=400))
+    responses = [ids(policy, GOOD + " " * n) for n in range(5)]
+    (prompt,) = load_task("dialogue").prompts("train")[:1]
+    nothing = [torch.zeros(0)] * 5
+    rollouts = Rollouts(
+        [prompt] * 5, [[]] * 5, responses, [""] * 5, [True] * 5, nothing, nothing, 5
+    )
+    metrics = constraint.prepare(rollouts, 0).metrics
+    found = {k: v for k, v in metrics.items() if k.startswith("refused_")}
+    assert found == {"refused_cut_off": 0.2, "refused_empty": 0.2, "refused_not_minimal": 0.2}
+    assert metrics["refused"] == pytest.approx(0.6)
+    assert metrics["stripped"] == pytest.approx(0.4)
+
+
 def test_a_model_without_chat_template_is_told_so(policy: Policy, monkeypatch) -> None:
     monkeypatch.setattr(policy.tokenizer, "chat_template", None)
     with pytest.raises(UserError, match="has no chat template"):
@@ -159,16 +192,19 @@ def test_a_model_without_chat_template_is_told_so(policy: Policy, monkeypatch) -
 
 
 def test_compare_trains_an_instruct_model_in_four_bits(tmp_path, capsys) -> None:
+    base = load_policy(instruct_folder(), device="cpu")
+    assert base.precision == "nf4"
+    assert any("4bit" in type(m).__name__ for m in base.model.modules())
     orders = [json.dumps(p.row()) for p in load_task("dialogue").prompts("train")[:6]]
     (tmp_path / "orders.jsonl").write_text("\n".join(orders))
     arguments = (
         f"compare --model {instruct_folder()} --task dialogue --out {tmp_path} --steps 2 --json "
-        f"--data {tmp_path}/orders.jsonl --constraints dynamic --workers 1 --prompts 2 "
+        f"--data {tmp_path}/orders.jsonl --workers 1 --prompts 2 "
         "--group 2 --max-new-tokens 8 --device cpu"
     )
     assert main(arguments.split()) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert set(summary["methods"]) == {"dynamic"}
+    assert set(summary["methods"]) == {"none", "kl", "dynamic"}
     rows = (tmp_path / "dynamic-seed0/metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["refused_cut_off"] > 0
     assert (tmp_path / "dynamic-seed0/checkpoint/adapter_model.safetensors").is_file()
@@ -206,6 +242,15 @@ def short(prompts, completions, topic, **rest):
 def few(prompts, completions, **rest):
     return [1.0]
 
+def nan(prompts, completions, **rest):
+    return [float("nan")] * len(prompts)
+
+calls = []
+
+def bad_once(prompts, completions, **rest):
+    calls.append(0)
+    return [float("nan") if len(calls) == 2 else float(i) for i in range(len(prompts))]
+
 def words(prompts, completions, **rest):
     return ["good"] * len(prompts)
 
@@ -218,9 +263,8 @@ def test_own_data_and_reward(policy: Policy, tmp_path, monkeypatch) -> None:
     from rftkit import Trainer
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own_rewards.py").write_text(REWARDS)
-    rows = [{"prompt": [{"role": "user", "content": f"Say {i}."}], "topic": "x"} for i in range(10)]
-    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+    own_files(tmp_path)
     config = RunConfig(
         task="own", data="mine.jsonl", reward="own_rewards:short", model="small", steps=1,
         prompts=2, group=2, max_new_tokens=6, sampler="direct",
@@ -231,6 +275,47 @@ def test_own_data_and_reward(policy: Policy, tmp_path, monkeypatch) -> None:
     start, end = trainer.train(progress=False)
     assert start["task_reward"] < 0
     assert end["gold_reward"] == end["heldout_task_reward"]
+
+
+def own_files(folder) -> None:
+    (folder / "own_rewards.py").write_text(REWARDS)
+    rows = [{"prompt": [{"role": "user", "content": f"Say {i}."}], "topic": "x"} for i in range(10)]
+    (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_a_bad_number_of_an_own_reward_skips_its_step(
+    policy: Policy, tmp_path, monkeypatch
+) -> None:
+    """The second call is the first step's; the first and the last are evaluations."""
+    from rftkit import Trainer
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+    own_files(tmp_path)
+    config = RunConfig(
+        task="own", data="mine.jsonl", reward="own_rewards:bad_once", model="small", steps=2,
+        prompts=2, group=2, max_new_tokens=6, sampler="direct", constraint="none", eval_every=9,
+    )  # fmt: skip
+    first, second, _ = Trainer(config, policy=policy).train(progress=False)
+    assert first["skipped"] == "task_reward not finite"
+    assert first["grad_norm"] is None
+    assert "skipped" not in second
+    assert second["grad_norm"] > 0
+
+
+def test_own_data_and_reward_from_the_command_line(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+    own_files(tmp_path)
+    arguments = (
+        f"train --model {instruct_folder()} --task own --data mine.jsonl --device cpu --out out "
+        "--reward own_rewards:short --steps 1 --prompts 2 --group 2 --max-new-tokens 6"
+    )
+    assert main(arguments.split()) == 0
+    first, last = map(json.loads, (tmp_path / "out/metrics.jsonl").read_text().splitlines())
+    assert first["grad_norm"] > 0
+    assert first["refused"] == 1  # a random model closes no tag, and its response stays
+    assert last["gold_reward"] == last["heldout_task_reward"] < 0
 
 
 ROW = '{"prompt": [{"role": "user", "content": "Hi"}]}\n'
@@ -250,6 +335,10 @@ ROW = '{"prompt": [{"role": "user", "content": "Hi"}]}\n'
         ({"data": "", "reward": ""}, "task 'own' needs"),
         ({"task": "dialogue", "reward": ""}, r"mine\.jsonl: row 1 lacks name, size"),
         ({"reward": "own_rewards:few"}, "own_rewards:few must return a list"),
+        (
+            {"reward": "own_rewards:nan"},
+            "own_rewards:nan returned nan; each reward must be",
+        ),
         ({"reward": "own_rewards:words"}, "own_rewards:words returned 'good'"),
         ({"reward": "own_rewards:broken"}, "own_rewards:broken failed with ZeroDivisionError"),
     ],
@@ -261,7 +350,7 @@ def test_a_mistake_in_own_data_or_reward_is_one_line(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "own_rewards", raising=False)
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
     (tmp_path / "own_rewards.py").write_text(REWARDS)
     for name, text in {"mine": ROW * 5, "bad": ROW + "{", "one": ROW}.items():
         (tmp_path / f"{name}.jsonl").write_text(text)

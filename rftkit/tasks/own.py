@@ -89,7 +89,11 @@ class OwnTask(Task):
         finished: Sequence[bool],
         gold: bool = True,
     ) -> list[Score]:
-        """As `Task.score`. Raises UserError where the reward function fails."""
+        """As `Task.score`. Raises UserError where the reward function fails.
+
+        A reward that is not finite is such a failure where it is to be judged by (`gold`). In
+        training it passes, and costs its step alone; see `rftkit.health`.
+        """
         if self.base is not None:
             scores = self.base.score(prompts, responses, finished, gold)
         else:
@@ -100,7 +104,7 @@ class OwnTask(Task):
             scores = [Score(0.0, math.nan, not ok) for ok in sound]
         if self._reward is None:
             return scores
-        rewards = self._call(self._reward, prompts, responses)
+        rewards = self._call(self._reward, prompts, responses, gold)
         return [
             replace(s, task_reward=r, gold_reward=s.gold_reward if self.base is not None else r)
             for s, r in zip(scores, rewards, strict=True)
@@ -117,7 +121,7 @@ class OwnTask(Task):
         return {} if self.base is None else self.base.extra_metrics(prompts, responses, scores)
 
     def _call(
-        self, reward: Reward, prompts: Sequence[Prompt], responses: Sequence[str]
+        self, reward: Reward, prompts: Sequence[Prompt], responses: Sequence[str], gold: bool
     ) -> list[float]:
         names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
         columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
@@ -135,7 +139,7 @@ class OwnTask(Task):
                 f"{place} must return a list with one number a completion ({len(responses)} here)"
             )
         for value in values:
-            if not isinstance(value, Real) or not math.isfinite(value):
+            if not isinstance(value, Real) or (gold and not math.isfinite(value)):
                 raise UserError(f"{place} returned {value!r}; each reward must be a finite number")
         return [float(value) for value in values]
 
