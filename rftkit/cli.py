@@ -10,12 +10,14 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rftkit.config import CHOICES, CONSTRAINTS, PRESETS, RunConfig, field_docs
+from rftkit.config import CONSTRAINTS, RunConfig
 from rftkit.errors import UserError
+from rftkit.options import add_setting, add_settings, decimals, names, numbers, words
+from rftkit.options import config_of as _config
 from rftkit.visible import one_line
 
 Arguments = argparse.Namespace
@@ -56,11 +58,11 @@ def _parser() -> _Parser:
     )  # fmt: skip
     compare.add_argument(
         "--constraints",
-        type=_names,
+        type=names,
         default=("none", "kl", "dynamic"),
         help="comma-separated, of " + ", ".join(CONSTRAINTS),
     )
-    compare.add_argument("--seeds", type=_numbers, default=(0,), help="comma-separated numbers")
+    compare.add_argument("--seeds", type=numbers, default=(0,), help="comma-separated numbers")
     compare.add_argument(
         "--workers",
         type=int,
@@ -68,7 +70,7 @@ def _parser() -> _Parser:
         help="runs at a time; 0 = one a core on a CPU, one on a GPU",
     )
     compare.add_argument("--out", type=Path, help="folder for the results; default out/TASK")
-    _settings(compare, leave_out=("constraint", "seed"))
+    add_settings(compare, leave_out=("constraint", "seed"))
     _json(compare)
 
     train = _command(
@@ -77,17 +79,17 @@ def _parser() -> _Parser:
     )  # fmt: skip
     train.add_argument("--out", type=Path, required=True, help="the run folder")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    _settings(train)
+    add_settings(train)
 
     sweep = _command(
         commands, "sweep", _sweep, "try coefficients on tuning seeds and name the best",
         "rftkit sweep --task dialogue --constraint kl --coefs 0.1,0.3,1 --out out/sweep",
     )  # fmt: skip
-    sweep.add_argument("--coefs", type=_decimals, default=(), help="comma-separated; a default set")
-    sweep.add_argument("--seeds", type=_numbers, default=(100, 101), help="default 100,101")
+    sweep.add_argument("--coefs", type=decimals, default=(), help="comma-separated; a default set")
+    sweep.add_argument("--seeds", type=numbers, default=(100, 101), help="default 100,101")
     sweep.add_argument("--workers", type=int, default=0, help="runs at a time; 0 = one a core")
     sweep.add_argument("--out", type=Path, required=True, help="folder for the results")
-    _settings(sweep, leave_out=("seed", "coef"))
+    add_settings(sweep, leave_out=("seed", "coef"))
     _json(sweep)
 
     refine = _command(
@@ -99,7 +101,7 @@ def _parser() -> _Parser:
     refine.add_argument("--prompt", required=True, help="what the user asked")
     refine.add_argument("--response", required=True, help="what to refine")
     for name in ("model", "precision", "device"):
-        _setting(refine, name, getattr(RunConfig, name))
+        add_setting(refine, name, getattr(RunConfig, name))
     _json(refine)
 
     doctor = _command(
@@ -115,7 +117,7 @@ def _parser() -> _Parser:
     bench.add_argument("--rounds", type=int, default=7, help="repetitions; default 7")
     bench.add_argument("--profile", type=Path, metavar="DIR", help="also trace a step, into DIR")
     for name in ("model", "precision", "device", "prompts", "group"):
-        _setting(bench, name)
+        add_setting(bench, name)
     bench.add_argument(
         "--max-new-tokens", type=int, default=32, help="longest response; default 32"
     )
@@ -129,7 +131,7 @@ def _parser() -> _Parser:
     estimate.add_argument(
         "--prompt-tokens", type=int, default=0, help="longest prompt; default: the task's"
     )
-    _settings(estimate, leave_out=("seed", "coef"))
+    add_settings(estimate, leave_out=("seed", "coef"))
     _json(estimate)
 
     pretrain = _command(
@@ -152,13 +154,28 @@ def _parser() -> _Parser:
     merge.add_argument("--out", type=Path, required=True, help="folder of the model")
     merge.add_argument("--four-bit", action="store_true", help="write NF4 instead of dense weights")
     for name in ("model", "precision"):
-        _setting(merge, name, getattr(RunConfig, name))
+        add_setting(merge, name, getattr(RunConfig, name))
 
     chat = _command(
         commands, "chat", _chat, "compare policy, reference and refinement, side by side",
         "rftkit chat --run out/dialogue/dynamic-seed0",
     )  # fmt: skip
     chat.add_argument("--run", type=Path, dest="folder", required=True, help="a run folder")
+
+    study = _command(
+        commands, "study", _study, "run the recorded study, or go on with it; tables and figures",
+        "rftkit study --out out/study --limit-minutes 120",
+    )  # fmt: skip
+    study.add_argument("--out", type=Path, default=Path("out/study"), help="folder of the runs")
+    study.add_argument("--records", type=Path, help="compact records; default data/runs/study")
+    study.add_argument("--only", type=words, default=(), help="tasks, comma-separated; all")
+    study.add_argument(
+        "--part", type=words, default=(), help="of tuning, result, why, limits, comma-separated"
+    )
+    study.add_argument("--workers", type=int, default=0, help="runs at a time; 0 = one a core")
+    study.add_argument("--limit-minutes", type=float, default=0.0, help="stop and save by then")
+    study.add_argument("--status", action="store_true", help="only say what is done and left")
+    study.add_argument("--report", action="store_true", help="only rewrite tables and figures")
 
     _command(commands, "lab", _lab, "open JupyterLab at the first lesson", "rftkit lab")
     return parser
@@ -295,6 +312,14 @@ def _chat(arguments: Arguments) -> None:
         print(block, flush=True)
 
 
+def _study(arguments: Arguments) -> None:
+    from rftkit.study.command import study
+
+    given = vars(arguments)
+    chosen = ("out", "records", "only", "part", "workers", "limit_minutes", "status", "report")
+    print(study(**{name: given[name] for name in chosen}))
+
+
 def _lab(arguments: Arguments) -> int:
     import subprocess
 
@@ -304,59 +329,6 @@ def _lab(arguments: Arguments) -> int:
     if not lessons:
         raise UserError("lab: no lessons found beside the package; clone the repository")
     return subprocess.call([sys.executable, "-m", "jupyterlab", str(lessons[0])])
-
-
-# From the command line to a RunConfig
-
-
-def _config(arguments: Arguments) -> RunConfig:
-    given = {k: v for k, v in vars(arguments).items() if k in field_docs() and v is not None}
-    if given.get("data") and given.get("reward"):
-        given = {"task": "own"} | given
-    preset = getattr(arguments, "preset", "cpu_tiny")
-    if preset == "auto":
-        from rftkit.presets import best_settings
-
-        return RunConfig.from_dict(best_settings(given) | given)
-    return RunConfig.from_dict(PRESETS[preset] | given)
-
-
-def _settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
-    group = parser.add_argument_group("settings (RunConfig)")
-    group.add_argument(
-        "--preset",
-        choices=(*PRESETS, "auto"),
-        default="cpu_tiny",
-        help="settings for a machine; auto = the largest that fits this GPU's memory",
-    )
-    for name in field_docs():
-        if name not in leave_out:
-            _setting(group, name)
-
-
-def _setting(parser: Any, name: str, value: Any = None) -> None:
-    kind, sentence = field_docs()[name]
-    option = f"--{name.replace('_', '-')}"
-    default = getattr(RunConfig, name)
-    if kind is bool:
-        parser.add_argument(
-            option,
-            action=argparse.BooleanOptionalAction,
-            default=value,
-            help=f"{sentence} (default {default})",
-        )
-        return
-    allowed = CHOICES.get(name)
-    convert = str if allowed else float if "float" in str(kind) else kind
-    text = f"{sentence}: {', '.join(allowed)}" if allowed else sentence
-    parser.add_argument(
-        option,
-        type=convert,
-        choices=allowed,
-        metavar=name.upper(),
-        default=value,
-        help=f"{text} (default {default})".replace("%", "%%"),
-    )
 
 
 def _command(
@@ -371,29 +343,6 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object on stdout, nothing else"
     )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    unknown = [name for name in names if name not in CONSTRAINTS]
-    if unknown or not names:
-        raise argparse.ArgumentTypeError(
-            f"{', '.join(unknown) or text!r} is unknown; choose of {', '.join(CONSTRAINTS)}"
-        )
-    return names
-
-
-def _tuple_of(kind: type[int] | type[float]) -> Callable[[str], tuple[Any, ...]]:
-    def read(text: str) -> tuple[Any, ...]:
-        try:
-            return tuple(map(kind, text.split(",")))
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r}: give numbers, as in 1,2,3") from None
-
-    return read
-
-
-_decimals, _numbers = _tuple_of(float), _tuple_of(int)
 
 
 if __name__ == "__main__":

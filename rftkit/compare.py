@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -148,9 +148,17 @@ def run_one(config: RunConfig, out: Path, threads: int = 0) -> None:
 
 
 def run_all(
-    jobs: Sequence[tuple[RunConfig, Path]], workers: int = 0, progress: bool = True
+    jobs: Sequence[tuple[RunConfig, Path]],
+    workers: int = 0,
+    progress: bool = True,
+    run: Callable[[RunConfig, Path, int], Any] = run_one,
+    look: Callable[[dict[Path, Any]], None] = lambda ended: None,
 ) -> None:
-    """Train each (config, run folder), several at a time; finished runs are kept."""
+    """Train each (config, run folder), several at a time; finished runs are kept.
+
+    `run` trains one. `look` is called every two seconds with what the runs that ended gave, by
+    folder; what it raises ends the others, which save themselves first.
+    """
     for c, folder in jobs:  # settle every folder first: a clash is told before any work is done
         RunFolder.create(folder, c, resume=True)
     jobs = [(c, folder) for c, folder in jobs if not _finished(folder, c.steps)]
@@ -164,31 +172,41 @@ def run_all(
         ProcessPoolExecutor(workers, context, _obey_the_parent) as pool,
     ):
         threads = 1 if workers > 1 else 0
-        futures = [pool.submit(run_one, config, out, threads) for config, out in jobs]
+        futures = [pool.submit(run, config, out, threads) for config, out in jobs]
+
+        def watch() -> None:
+            _raise_first(futures)
+            pairs = zip(futures, jobs, strict=True)
+            ended = {out: future.result() for future, (_, out) in pairs if future.done()}
+            _watch(bar, jobs, ended)
+            look(ended)
+
         try:
             while not all(f.done() for f in futures):
-                _watch(bar, jobs)
-                _raise_first(futures)
+                watch()
                 wait(futures, timeout=WATCH_SECONDS, return_when=FIRST_EXCEPTION)
         except BaseException:
             for process in list(pool._processes.values()):
                 process.terminate()  # run folders stay whole; the next call goes on from them
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-        _watch(bar, jobs)
-        _raise_first(futures)
+        watch()
 
 
-def _watch(bar: Any, jobs: Sequence[tuple[RunConfig, Path]]) -> None:
+def _watch(bar: Any, jobs: Sequence[tuple[RunConfig, Path]], ended: Collection[Path]) -> None:
     done, gold = 0, {}
     for config, out in jobs:
+        if out in ended:  # of many runs, only those at work are read each time
+            done += config.steps
+            continue
         metrics = RunFolder(out).metrics()
         done += min(len(metrics), config.steps)
         values = [m["gold_reward"] for m in metrics if m["gold_reward"] is not None]
         if values:
             gold[config.constraint] = f"gold {values[-1]:.2f}"
     bar.n = done
-    bar.set_postfix(gold)
+    if gold:
+        bar.set_postfix(gold)
 
 
 def _obey_the_parent() -> None:
@@ -204,7 +222,7 @@ def _obey_the_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _raise_first(futures: Sequence[Future[None]]) -> None:
+def _raise_first(futures: Sequence[Future[Any]]) -> None:
     for future in futures:
         if future.done():
             try:

@@ -14,6 +14,10 @@ class UserError(Exception):
         return one_line(super().__str__())
 
 
+class DivergedError(UserError):
+    """A run whose settings broke it, after steps enough to be sure: a result, if a sad one."""
+
+
 class BadStepError(UserError):
     """A step that must not change the weights: `what` is wrong, and its remedy."""
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from rftkit.config import RunConfig
-from rftkit.errors import BadStepError, UserError
+from rftkit.errors import BadStepError, DivergedError, UserError
 from rftkit.tasks import Prompt, Score, Task
 
 log = logging.getLogger("rftkit")
@@ -51,7 +51,7 @@ class Health:
         self._count(error.what, "")
         log.warning("step %d skipped (%d in a row): %s", step, self.in_a_row, error)
         if self.in_a_row >= self.config.patience:
-            raise UserError(
+            raise DivergedError(
                 f"stopped at step {step}, {self.in_a_row} steps in a row were skipped; {error}; "
                 "the checkpoint holds the last good state"
             )
@@ -95,7 +95,7 @@ def check_losses(config: RunConfig, losses: Mapping[str, float], grad_norm: floa
 def check_weights(config: RunConfig, parameters: Sequence[torch.Tensor]) -> None:
     """Raise UserError where an update threw the weights out of range: nothing can mend that."""
     if not math.isfinite(float(torch.nn.utils.get_total_norm(parameters))):
-        raise UserError(
+        raise DivergedError(
             f"the adapter's weights overflowed: lower lr (now {config.lr:g}) and start a new run; "
             "the checkpoint holds the last good state"
         )

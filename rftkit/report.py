@@ -10,8 +10,12 @@ from typing import Any
 from rftkit.paths import DATA
 from rftkit.plots import LABELS, curves, refining_cost, save
 from rftkit.runs import RunFolder
+from rftkit.study.command import study
+from rftkit.study.report import readme_block
 
-_BLOCK = re.compile(r"(<!-- results: (?P<task>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- (?P<kind>results|study): (?P<task>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -41,11 +45,14 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def fill(text: str) -> str:
-    """`text` with every results block rewritten from data/runs/<task>/summary.json."""
+    """`text` with every block rewritten: results from data/runs/<task>/summary.json, study from
+    the records in data/runs/study."""
 
     def block(found: re.Match[str]) -> str:
+        if found["kind"] == "study":
+            return found[1] + readme_block(found["task"], DATA / "runs" / "study") + found[4]
         place = DATA / "runs" / found["task"] / "summary.json"
-        return found[1] + markdown(json.loads(place.read_text(encoding="utf-8"))) + found[3]
+        return found[1] + markdown(json.loads(place.read_text(encoding="utf-8"))) + found[4]
 
     return _BLOCK.sub(block, text)
 
@@ -72,5 +79,7 @@ def _name(name: str, coef: float) -> str:
 if __name__ == "__main__":
     for summary in sorted((DATA / "runs").glob("*/summary.json")):
         draw(summary.parent)
+    if any((DATA / "runs" / "study").glob("*.jsonl")):
+        print(study(Path("out/study"), report=True))
     readme = Path("README.md")
     readme.write_text(fill(readme.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")

@@ -94,7 +94,7 @@ def test_a_mistake_gets_one_line_and_status_2(
     assert named in captured.err
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "refine", "doctor", "pretrain"])
+@pytest.mark.parametrize("command", ["compare", "train", "refine", "doctor", "pretrain", "study"])
 def test_every_command_has_help_with_an_example(command: str, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -1,0 +1,210 @@
+"""Figures of the study: frontiers, and what makes the dynamic constraint work.
+
+A colour is a constraint as everywhere in the project; forms of one constraint differ by marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from rftkit.metrics import bootstrap_ci, mean
+from rftkit.plots import COLOURS
+from rftkit.study.analysis import DEGENERATE, GOLD, results, varied
+from rftkit.study.methods import DOSES, Method
+from rftkit.study.plan import Protocol, Record, Records
+
+MARKERS = "o^sDvP"
+Read = Callable[[Record], float]
+
+
+def frontiers(protocol: Protocol, task: str, records: Records, gold_max: float) -> Figure:
+    """Gold reward against √KL, degenerate share and generated tokens.
+
+    Large: means of the result seeds with 95% intervals. Small: every point that tuning tried.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(14, 5.6), sharey=True, layout="constrained")
+    by_kl, by_degenerate, by_tokens = axes
+    handles: dict[str, Any] = {}
+    for method in protocol.methods:
+        look = _look(protocol, method)
+        rows = list(results(task, method.name, records).values())
+        tried = _tuning(task, method, records)
+        for axis, read in ((by_kl, _root_kl), (by_degenerate, _degenerate)):
+            axis.scatter([read(r) for r in tried], [_gold(r) for r in tried], s=16, alpha=0.3,
+                         linewidths=0, color=look["color"], marker=look["marker"])  # fmt: skip
+            if rows:
+                handles[method.label] = _cross(axis, rows, read, look)
+        if rows:
+            _path(by_tokens, rows, look)
+    for axis, title in (
+        (by_kl, "√KL from the reference (nats a response)"),
+        (by_degenerate, "degenerate share of responses"),
+        (by_tokens, "tokens generated in training, refined ones included"),
+    ):
+        axis.set_xlabel(title)
+        _plain(axis)
+    for axis in axes:
+        axis.axhline(gold_max, color="#999999", linewidth=1, zorder=0)
+    by_kl.annotate("gold maximum", (1, gold_max), (0, 3), xycoords=("axes fraction", "data"),
+                   textcoords="offset points", ha="right", fontsize=8, color="#666666")  # fmt: skip
+    by_kl.set_ylabel("gold reward at the end")
+    by_kl.set_xscale("symlog", linthresh=1.0)
+    by_kl.set_xlim(left=-0.05)
+    by_kl.set_xticks(ticks := [0, 1, 2, 5, 10, 20], [str(tick) for tick in ticks], minor=False)
+    by_kl.minorticks_off()
+    by_degenerate.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    by_degenerate.set_xlim(-0.04, 1.04)
+    by_tokens.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
+    by_tokens.set_title("over training, mean of the seeds", fontsize=10, loc="left")
+    by_kl.set_title("large: result; small: all tuning tried", fontsize=10, loc="left")
+    if handles:
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4,
+                      frameon=False, fontsize=9.5)  # fmt: skip
+    figure.suptitle(f"{task}: does the constraint move the frontier?", fontsize=13)
+    return figure
+
+
+def why(protocol: Protocol, task: str, records: Records, gold_max: float) -> Figure:
+    """Above: when degeneration starts, and what the constraint does then. Below: doses."""
+    figure, axes = plt.subplots(2, 4, figsize=(15, 7.4), layout="constrained")
+    rows = {name: results(task, name, records) for name in ("none", "dynamic")}
+    panels: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+        ("degenerate", "degenerate share of responses", ("none", "dynamic")),
+        ("edit_ratio", "edit ratio: what the refiner changes", ("dynamic",)),
+        ("strength", "strength: constraint's share of the gradient", ("dynamic",)),
+        ("gold_reward", "gold reward", ("none", "dynamic")),
+    )
+    for axis, (key, title, names) in zip(axes[0], panels, strict=True):
+        for name in names:
+            _band(axis, list(rows[name].values()), key, name)
+        axis.set_title(title, fontsize=10.5, loc="left")
+        axis.set_xlabel("step")
+        if key != "gold_reward":
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.set_ylim(bottom=min(0.0, axis.dataLim.y0) if axis.lines else 0)
+        _plain(axis)
+    for axis, (group, (title, own)) in zip(axes[1], DOSES.items(), strict=True):
+        _doses(axis, protocol, task, group, own, records)
+        axis.set_xlabel(title)
+        axis.axhline(gold_max, color="#999999", linewidth=1, zorder=0)
+        axis.set_ylim(-0.04 * gold_max, 1.08 * gold_max)
+        _plain(axis)
+    axes[1][0].set_ylabel("gold reward at the end")
+    figure.suptitle(f"{task}: why, and how much of it is needed", fontsize=13)
+    return figure
+
+
+def _doses(
+    axis: Axes, protocol: Protocol, task: str, group: str, own: float, records: Records
+) -> None:
+    """Gold reward by dose, the tuned method among them; hollow where responses degenerate."""
+    points: dict[float, list[Record]] = {}
+    for v in protocol.variations:
+        if v.group == group and (there := varied(task, v, records)):
+            points[v.dose] = list(there.values())
+    if points and (tuned := results(task, "dynamic", records)):
+        points[own] = list(tuned.values())
+    doses = sorted(points)
+    means = [mean([_gold(r) for r in points[d]]) for d in doses]
+    places = range(len(doses))  # evenly spaced: doses are steps of a scale, and one may be 0
+    axis.plot(places, means, color=COLOURS["dynamic"], linewidth=1.5, zorder=1)
+    for place, dose, middle in zip(places, doses, means, strict=True):
+        low, high = bootstrap_ci([_gold(r) for r in points[dose]])
+        degenerate = mean([_degenerate(r) for r in points[dose]]) > 0.03
+        axis.errorbar(
+            place, middle, [[middle - low], [high - middle]], fmt="o", color=COLOURS["dynamic"],
+            markerfacecolor="white" if degenerate else COLOURS["dynamic"], capsize=3,
+        )  # fmt: skip
+    axis.set_xticks(list(places), [f"{d:g}" + ("\ntuned" if d == own else "") for d in doses])
+    axis.margins(x=0.08)
+    axis.set_title("hollow: over 3% degenerate", fontsize=9, loc="left", color="#555555")
+
+
+def _look(protocol: Protocol, method: Method) -> dict[str, str]:
+    """Colour by constraint, marker by the place among the methods of that colour."""
+    name = str(method.settings["constraint"])
+    same = [m.name for m in protocol.methods if m.settings["constraint"] == name]
+    return {"color": COLOURS[name], "marker": MARKERS[same.index(method.name)]}
+
+
+def _tuning(task: str, method: Method, records: Records) -> list[Record]:
+    stages = (f"{task}/{method.name}/first", f"{task}/{method.name}/second")
+    return [
+        r for key, r in records.items() if key.startswith(stages) and not (r["failed"] or _lost(r))
+    ]
+
+
+def _lost(record: Record) -> bool:
+    """Whether KL, an infinity at the end, could not be measured."""
+    return record["final"]["kl"] is None
+
+
+def _cross(axis: Axes, rows: Sequence[Record], read: Read, look: Mapping[str, str]) -> Any:
+    """A mean with intervals both ways."""
+    sides = [[read(r) for r in rows], [_gold(r) for r in rows]]
+    middles = [mean(side) for side in sides]
+    spans = [
+        [[middle - low], [high - middle]]
+        for middle, (low, high) in zip(middles, map(bootstrap_ci, sides), strict=True)
+    ]
+    x, y = middles
+    return axis.errorbar(
+        x, y, yerr=spans[1], xerr=spans[0], fmt=look["marker"], color=look["color"],
+        markersize=9, markeredgecolor="white", markeredgewidth=0.8, elinewidth=1.4, zorder=3,
+    )  # fmt: skip
+
+
+def _path(axis: Axes, rows: Sequence[Record], look: Mapping[str, str]) -> None:
+    """Mean gold reward over mean tokens generated, at the evaluations."""
+    curves = [r["curve"] for r in rows]
+    count = min(len(c["step"]) for c in curves)
+    tokens = np.mean([c["generated"][:count] for c in curves], axis=0)
+    gold = np.mean([c["gold_reward"][:count] for c in curves], axis=0)
+    axis.plot(tokens, gold, color=look["color"], linewidth=1.4, alpha=0.85)
+    axis.plot(tokens[-1], gold[-1], look["marker"], color=look["color"], markersize=8,
+              markeredgecolor="white", zorder=3)  # fmt: skip
+
+
+def _band(axis: Axes, rows: Sequence[Record], key: str, name: str) -> None:
+    """Mean of the seeds against step, the band from lowest to highest."""
+    tables = [
+        {s: v for s, v in zip(r["curve"]["step"], r["curve"][key], strict=True) if v is not None}
+        for r in rows
+    ]
+    steps = sorted(set.intersection(*(set(t) for t in tables))) if tables else []
+    if not steps:
+        return
+    values = np.array([[t[s] for s in steps] for t in tables])
+    style = {"none": "--"}.get(name, "-")
+    axis.plot(steps, values.mean(0), style, color=COLOURS[name], linewidth=2, label=name)
+    axis.fill_between(steps, values.min(0), values.max(0), color=COLOURS[name], alpha=0.18, lw=0)
+    label = {"none": "no constraint"}.get(name, name)
+    above = values.mean(0)[-1] <= values.mean(0).max() / 2
+    axis.annotate(label, (steps[-1], values.mean(0)[-1]), (0, 6 if above else -13), ha="right",
+                  textcoords="offset points", color=COLOURS[name], fontsize=9,
+                  fontweight="bold")  # fmt: skip
+
+
+def _gold(record: Record) -> float:
+    return float(GOLD.read(record) or 0.0)
+
+
+def _degenerate(record: Record) -> float:
+    return float(DEGENERATE.read(record) or 0.0)
+
+
+def _root_kl(record: Record) -> float:
+    """√KL; an estimate may come out below 0."""
+    return float(max(0.0, record["final"]["kl"] or 0.0) ** 0.5)
+
+
+def _plain(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)

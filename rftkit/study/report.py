@@ -1,0 +1,83 @@
+"""The study's report: tables in Markdown and figures, from the records alone, complete or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rftkit.files import write_text
+from rftkit.plots import save
+from rftkit.study.analysis import (
+    SHORT,
+    difference_table,
+    result_table,
+    results,
+    variation_table,
+    verdict,
+)
+from rftkit.study.figures import frontiers, why
+from rftkit.study.plan import PROTOCOL, Protocol, Records
+from rftkit.study.records import RecordFiles, sha256
+from rftkit.tasks import load_task
+
+INTRODUCTION = """\
+Written by `rftkit study --report` from the records beside it; the protocol is
+`data/runs/PROTOCOL.md`. A number is the mean over seeds, in brackets its 95% bootstrap interval;
+differences are paired by seed. "Best on the way" is the highest of a run's evaluations, known only
+afterwards. Seconds leave evaluations out."""
+README_COLUMNS = tuple(c for c in SHORT if not c.name.startswith(("task", "sampled")))
+
+
+def write(protocol: Protocol, records: Records, folder: Path) -> str:
+    """Write `folder`/REPORT.md and its figures; return what was written, and what is missing."""
+    written = [folder / "REPORT.md"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in protocol.tasks:
+        if any(key.startswith(f"{task}/") for key in records):
+            gold_max = load_task(task).gold_max
+            for name, draw in (("frontiers", frontiers), ("why", why)):
+                path = folder / f"{name}-{task}.png"
+                save(path, draw(protocol, task, records, gold_max))
+                written.append(path)
+    write_text(folder / "REPORT.md", text(protocol, records))
+    verdicts = [verdict(protocol, task, records) for task in protocol.tasks]
+    return "\n".join([*verdicts, "", *(f"written: {path}" for path in written)])
+
+
+def text(protocol: Protocol, records: Records) -> str:
+    """The report in Markdown."""
+    total = len(protocol.jobs())
+    lines = [
+        "# Report of the study",
+        "",
+        INTRODUCTION,
+        "",
+        f"{len(records)} of {total} runs are recorded.",
+        "",
+        *(f"- {verdict(protocol, task, records)}" for task in protocol.tasks),
+    ]
+    for task in protocol.tasks:
+        lines += ["", f"## {task}", "", task_text(protocol, task, records).rstrip("\n")]
+        if results(task, "dynamic", records):
+            lines += ["", f"![Frontiers of {task}](frontiers-{task}.png)"]
+            lines += ["", f"![Why, on {task}](why-{task}.png)"]
+        for part, title in (("why", "Why"), ("limits", "Where it fails")):
+            if table := variation_table(protocol, task, part, records):
+                lines += ["", f"### {title}", "", table.rstrip("\n")]
+    return "\n".join(lines) + "\n"
+
+
+def task_text(protocol: Protocol, task: str, records: Records, short: bool = False) -> str:
+    """A task's results and paired differences."""
+    columns = {"columns": README_COLUMNS} if short else {}
+    parts = [
+        result_table(protocol, task, records, **columns),
+        difference_table(protocol, task, records),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def readme_block(task: str, folder: Path, protocol: Protocol = PROTOCOL) -> str:
+    """README's table of a task, from the records in `folder`."""
+    model = sha256(str(protocol.common.get("model", "tiny")))
+    records = RecordFiles(folder, protocol.jobs(), model).read()
+    return task_text(protocol, task, records, short=True)
