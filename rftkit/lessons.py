@@ -24,20 +24,23 @@ from rftkit.runs import write_text
 
 CELL_SECONDS = 120
 _BOX = re.compile(r"(<!-- measured -->).*?(<!-- end -->)", re.DOTALL)
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
 
 
-def execute(notebook: NotebookNode, folder: Path) -> dict[str, float]:
+def execute(
+    notebook: NotebookNode, folder: Path, cell_seconds: int = CELL_SECONDS
+) -> dict[str, float]:
     """Run all cells in `folder`, outputs in place; returns seconds and peak GB of the kernel.
 
     The kernel's start is not counted, imports are. Raises CellExecutionError where a cell fails.
     """
     client = NotebookClient(
         notebook,
-        timeout=CELL_SECONDS,
+        timeout=cell_seconds,
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
         coalesce_streams=True,
@@ -64,9 +67,16 @@ def _peak_gb(pid: int) -> float:
 
 
 def tidy(notebook: NotebookNode) -> None:
-    """Drop widget state, the Python version and other metadata that only make diffs longer."""
+    """Drop widget state, the Python version and other metadata that only make diffs longer.
+
+    An explorer's output keeps its picture, which needs no kernel; without state the widget itself
+    would be an error message on the page.
+    """
     notebook.metadata = nbformat.from_dict(_METADATA)
     for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if "text/html" in output.get("data", {}):
+                output["data"].pop(_WIDGET, None)
         cell.metadata = nbformat.from_dict(
             {key: value for key, value in cell.metadata.items() if key in ("tags", "alt")}
         )
@@ -103,10 +113,10 @@ def device_name() -> str:
     return f"{os.cpu_count()} CPU cores"
 
 
-def run(path: Path) -> None:
+def run(path: Path, cell_seconds: int = CELL_SECONDS) -> None:
     """Run one notebook and write it back; if it has a box, record what it took."""
     notebook: Any = nbformat.read(path, as_version=4)
-    cost = execute(notebook, path.parent)
+    cost = execute(notebook, path.parent, cell_seconds)
     tidy(notebook)
     if _BOX.search(notebook.cells[0].source):
         place = path.with_name("measured.json")
@@ -125,5 +135,9 @@ def run(path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Run notebooks in place.")
     parser.add_argument("notebooks", nargs="+", type=Path)
-    for given in parser.parse_args().notebooks:
-        run(given)
+    parser.add_argument(
+        "--cell-seconds", type=int, default=CELL_SECONDS, help="limit of a cell; more where busy"
+    )
+    arguments = parser.parse_args()
+    for given in arguments.notebooks:
+        run(given, arguments.cell_seconds)

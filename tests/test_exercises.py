@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rftkit.config import RunConfig
 from rftkit.errors import UserError
 from rftkit.exercises import check, exercises
+from rftkit.health import idle_reason
 
 
 def rloo(rewards: Tensor) -> Tensor:
@@ -40,6 +42,47 @@ def stop_before_the_second_t(y: str) -> str:
 def one_pass(draft: list[str], wanted: list[str]) -> list[str]:
     agree = [draft[:n] == wanted[:n] for n in range(len(draft) + 1)]
     return wanted[: sum(agree)]
+
+
+def gold_within_five_nats(rows: list[dict[str, float]]) -> float:
+    gold = math.nan
+    for row in rows:
+        if row["kl"] > 5:
+            break
+        gold = row["gold_reward"]
+    return gold
+
+
+def back_to_each_place(words: list[str]) -> list[str]:
+    step = {"left": -1, "right": 1, "up": 1j, "down": -1j}
+    kept: list[str] = []
+    places: list[complex] = [0]
+    for word in words:
+        places.append(places[-1] + step[word])
+        kept.append(word)
+        first = places.index(places[-1])
+        del places[first + 1 :], kept[first:]
+    return kept
+
+
+def no_move_and_back(words: list[str]) -> list[str]:
+    pairs = ("left right", "right left", "up down", "down up")
+    text = " ".join(words)
+    while any(pair in text for pair in pairs):
+        for pair in pairs:
+            text = " ".join(text.replace(pair, "").split())
+    return text.split()
+
+
+def straight_there(words: list[str]) -> list[str]:
+    back = {"left": "right", "down": "up", "right": "left", "up": "down"}
+    return [w for w in back for _ in range(words.count(w) - words.count(back[w]))]
+
+
+def reason_for_idling(flat: float, ended: list[bool]) -> str:
+    """By the kit's own rule."""
+    reason = idle_reason(RunConfig(), flat, ended)
+    return {"ever": "cut off", "all ": "flat"}.get(reason[:4], "")
 
 
 # Name: the right answer, then wrong ones, each with a word of the hint it must get.
@@ -96,6 +139,80 @@ ON_PAPER: dict[str, tuple[Any, dict[str, Any]]] = {
             "stays cc.": lambda y: "".join(dict.fromkeys(y.rstrip("."))) + ".",
             "never ends": lambda y: stop_before_the_second_t(y)[: 3 if y.count("t") < 2 else -1],
             "stops with": lambda y: y.index("t"),
+        },
+    ),
+    "06.1": (27, {"may hold one twice": 6, "left out the order": 10, "as large as": 9}),
+    "06.2": (6, {"not yet 95%": 5, "three quarters": 3, "halves": 20}),
+    "06.3": (
+        ["D", "A", "B"],
+        {"E has no more": ["A", "B", "D", "E"], "each best for theirs": ["D"], "A,": ["D", "B"]},
+    ),
+    "06.4": ("fresh", {"never asks": "identity", "size": "random-edit", "leaves one": "dynamic"}),
+    "06.5": (
+        gold_within_five_nats,
+        {
+            "nobody could": lambda rows: max(r["gold_reward"] for r in rows if r["kl"] <= 5),
+            "may come back": lambda rows: [r["gold_reward"] for r in rows if r["kl"] <= 5][-1],
+            "stops with": lambda rows: rows["kl"],
+        },
+    ),
+    "07.1": (1.26, {"lines": 1.34, "counts 0.5": 1.76, "only a comment": 1.2, "negative": 1.42}),
+    "07.2": (6, {"without comments": 4, "paid 1.40": 5, "whole": 2 + 1 / 0.28}),
+    "07.3": (2 / 5, {"is right": 3 / 5, "all five": 2 / 3, "visible ones as well": 4 / 5}),
+    "07.4": (
+        " h(5) ",
+        {"among the visible": "h(0)", "with the cap and": "h(4)", "stops with": "g(9)"},
+    ),
+    "08.1": (3.5, {"taken off": 3, "is the bonus": 2.5, "leads away": 4}),
+    "08.2": (3, {"ten steps": 8, "is the shaping": 2, "away pay": 13}),
+    "08.3": (1 / 8, {"paid the bonus": 1 / 12, "every second": 1 / 20, "the task's": 0.5}),
+    "08.4": (
+        back_to_each_place,
+        {
+            "is a loop as well": no_move_and_back,
+            "another way": straight_there,
+            "stops with": lambda words: words[99],
+        },
+    ),
+    "09.1": (
+        122_880,
+        {"keys alone": 61_440, "queries": 860_160, "fp32": 245_760, "Padding": 147_456},
+    ),
+    "09.2": (46_080, {"frozen": 4_358_144, "add up": 34_865_152, "A alone": 7168}),
+    "09.3": (6.66, {"do not get all": 8, "too tightly": 7.4, "reserve off": 6.6, "0.6 GB": 7.2}),
+    "09.4": (
+        ["kept", "stripped", "refused"],
+        {
+            "behind a preamble": ["kept", "refused", "refused"],
+            "to apologise": ["kept", "stripped", "stripped"],
+            "the usual one": ["refused", "stripped", "refused"],
+            "must not be learned": ["kept", "stripped", "kept"],
+            "three words": ["stripped", "kept", "kept"],
+        },
+    ),
+    "10.1": (82 / 256, {"wrong throughout": 81 / 256, "do teach": 174 / 256, "All four": 3 / 4}),
+    "10.2": (
+        math.log(2),
+        {"right sign": -math.log(2), "half": math.log(4), "both": math.log(2) / 2},
+    ),
+    "10.3": (
+        ["blind", "low", "high"],
+        {
+            "length": ["healthy", "low", "high"],
+            "held too much": ["high", "low", "blind"],
+            "it sees the flaw": ["low", "blind", "high"],
+            "too early": ["blind", "low", "healthy"],
+        },
+    ),
+    "10.4": (
+        reason_for_idling,
+        {
+            "Name the cause": lambda flat, ended: reason_for_idling(
+                flat, [flat == 1 or any(ended)]
+            ),
+            "no reason yet": lambda flat, ended: reason_for_idling(flat, [all(ended)]),
+            "a share of 1": lambda flat, ended: reason_for_idling(math.ceil(flat), ended),
+            "stops with": lambda flat, ended: ended[99],
         },
     ),
 }
