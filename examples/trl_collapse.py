@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from transformers.trainer_utils import get_last_checkpoint
 from trl_dynamic import Script, train
 
@@ -141,6 +142,7 @@ def main() -> None:
     options.add_argument("--work", type=Path, default=Path("out/trl"), help="for checkpoints")
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # so small a model gains nothing by more, and waits on a busy machine
     for name, coef in COEFS.items():
         if name not in read(given.out):
             log = train(

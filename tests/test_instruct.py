@@ -130,7 +130,9 @@ def test_a_template_without_system_role_hears_it_from_the_user(policy: Policy) -
     assert policy.decode(told) == policy.decode(policy.encode_chat(expected))
 
 
-def test_verified_decoding_writes_what_greedy_decoding_would(policy: Policy) -> None:
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_verified_decoding_writes_what_greedy_decoding_would(kind: str) -> None:
+    policy = load_policy(instruct_folder(kind), "fp32")
     refiner = OnlineRefiner(policy, max_new_tokens=12)
     responses = [ids(policy, text) for text in (GOOD[:20], "tea tea tea", "")]
     contexts = [refiner.form.context(ASK, y) for y in responses]
