@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from rftkit import UserError, load_policy, load_task
 from rftkit.paths import TINY_MODEL
-from rftkit.tiny.corpus import DRAFT_KINDS, STAGES, batch, draft_pair, example
-from rftkit.tiny.pretrain import PretrainConfig, example_ids, pretrain
+from rftkit.tiny.corpus import DRAFT_KINDS, batch, draft_pair, example, stage_at
+from rftkit.tiny.pretrain import RECIPES, PretrainConfig, _schedule, example_ids, pretrain
 from rftkit.tiny.quality import measure
 
 TASKS = ("dialogue", "code", "game")
@@ -81,7 +81,7 @@ def test_the_shipped_model_is_small_safe_and_carries_its_recipe() -> None:
     assert sum(files.values()) < 10e6
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
     recipe = json.loads((TINY_MODEL / "pretrain.json").read_text())
-    assert recipe == json.loads(json.dumps(vars(PretrainConfig())))
+    assert recipe == json.loads(json.dumps(vars(RECIPES["dialogue"])))
 
 
 @pytest.mark.parametrize("name", CARD)
@@ -108,7 +108,7 @@ def test_the_card_holds_what_was_measured_and_a_fresh_measurement_agrees() -> No
 
 
 def test_later_stages_show_drafts_of_other_prompts_and_more_walks_than_refined_ones() -> None:
-    task, late = load_task("dialogue"), max(STAGES)
+    task, late = load_task("dialogue"), stage_at(5000, "joint")
     rng = random.Random(4)
     shown = [example(task, rng, late) for _ in range(600)]
     kept = [e for e in shown if e.draft is not None and e.draft == e.target]
@@ -116,3 +116,12 @@ def test_later_stages_show_drafts_of_other_prompts_and_more_walks_than_refined_o
     assert 0.3 < sum(named) / len(named) < 0.9  # the early stage names the customer more often
     walks = [example(load_task("game"), rng, late) for _ in range(200)]
     assert 0.45 < sum(e.draft is None for e in walks) / len(walks) < 0.75
+
+
+def test_the_joint_recipe_falls_from_a_plateau_and_the_other_in_cosines() -> None:
+    joint, dialogue = ([_schedule(s, r) for s in range(r.steps)] for r in (
+        RECIPES["joint"], RECIPES["dialogue"]
+    ))  # fmt: skip
+    assert joint[100:4900] == [1.0] * 4800
+    assert 0 < joint[-1] < 0.001
+    assert dialogue[2199] < 0.02 < 0.39 < dialogue[2200]

@@ -33,35 +33,45 @@ class Stage:
 # has what is too much anywhere, which is harder to see, so it comes late. Walks are refined well
 # early on, and crossing a map is what takes practice: so the game turns to answers.
 ANSWERS = 0.3
-STAGES: dict[int, Stage] = {
-    0: Stage(
-        kinds={"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overstep": 0.18}
-    ),
-    2600: Stage(
-        kinds={"clean": 0.22, "unusual": 0.22, "edits": 0.22, "flood": 0.16, "overstep": 0.18},
-        answers={"game": 0.6},
-        foreign=0.5,
-    ),
-    4000: Stage(
-        kinds={
-            "clean": 0.18,
-            "unusual": 0.20,
-            "edits": 0.18,
-            "flood": 0.12,
-            "overstep": 0.10,
-            "scattered": 0.22,
-        },
-        answers={"game": 0.6},
-        foreign=0.25,
-    ),
+_EARLY = {"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overstep": 0.18}
+CURRICULA: dict[str, dict[int, Stage]] = {
+    "dialogue": {
+        0: Stage(_EARLY),
+        3200: Stage(
+            {
+                "clean": 0.16,
+                "unusual": 0.18,
+                "edits": 0.18,
+                "flood": 0.12,
+                "overstep": 0.10,
+                "scattered": 0.26,
+            }
+        ),
+    },
+    "joint": {
+        0: Stage(_EARLY),
+        2600: Stage(
+            {"clean": 0.22, "unusual": 0.22, "edits": 0.22, "flood": 0.16, "overstep": 0.18},
+            answers={"game": 0.6},
+            foreign=0.5,
+        ),
+        4000: Stage(
+            {
+                "clean": 0.18,
+                "unusual": 0.20,
+                "edits": 0.18,
+                "flood": 0.12,
+                "overstep": 0.10,
+                "scattered": 0.22,
+            },
+            answers={"game": 0.6},
+            foreign=0.25,
+        ),
+    },
 }
-WHOLE_KINDS = (
-    "clean",
-    "unusual",
-    "overstep",
-    "scattered",
-)  # which tell what was meant
-DRAFT_KINDS = tuple(STAGES[max(STAGES)].kinds)
+DRAFT_KINDS = (*_EARLY, "scattered")
+# Drafts which tell what was meant.
+WHOLE_KINDS = ("clean", "unusual", "overstep", "scattered")
 
 
 @dataclass(frozen=True)
@@ -100,10 +110,9 @@ def junk(rng: random.Random) -> str:
     return "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, 4)))
 
 
-def example(task: Task, rng: random.Random, step: int = 0) -> Example:
-    """One random training example of a task, as shown at a step."""
+def example(task: Task, rng: random.Random, stage: Stage) -> Example:
+    """One random training example of a task, as a stage shows it."""
     prompt = task.sample(rng)
-    stage = STAGES[max(start for start in STAGES if start <= step)]
     if rng.random() >= 1 - stage.answers.get(task.name, ANSWERS):
         return Example(prompt, None, task.demonstrate(prompt, rng))
     kind = rng.choices(list(stage.kinds), list(stage.kinds.values()))[0]
@@ -126,14 +135,22 @@ def _foreign_pair(
     return None
 
 
-def batch(tasks: Sequence[Task], size: int, seed: int, step: int) -> list[Example]:
+def stage_at(step: int, curriculum: str) -> Stage:
+    """What a curriculum shows at a step."""
+    stages = CURRICULA[curriculum]
+    return stages[max(start for start in stages if start <= step)]
+
+
+def batch(
+    tasks: Sequence[Task], size: int, seed: int, step: int, curriculum: str = "dialogue"
+) -> list[Example]:
     """Batch number `step` of a seed's endless corpus, the tasks in turn."""
-    rng = random.Random(f"{seed} {step}")
-    return [example(tasks[i % len(tasks)], rng, step) for i in range(size)]
+    rng, stage = random.Random(f"{seed} {step}"), stage_at(step, curriculum)
+    return [example(tasks[i % len(tasks)], rng, stage) for i in range(size)]
 
 
-def texts(tasks: Sequence[Task], count: int, seed: int) -> list[str]:
+def texts(tasks: Sequence[Task], count: int, seed: int, curriculum: str = "dialogue") -> list[str]:
     """Texts for the tokenizer: prompts, drafts and targets of `count` examples a task."""
-    rng = random.Random(f"{seed} tokenizer")
-    examples = [example(task, rng) for task in tasks for _ in range(count)]
+    rng, stage = random.Random(f"{seed} tokenizer"), stage_at(0, curriculum)
+    examples = [example(task, rng, stage) for task in tasks for _ in range(count)]
     return [t for e in examples for t in (e.prompt.text, e.draft or "", e.target)]
