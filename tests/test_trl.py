@@ -158,7 +158,8 @@ def test_it_is_the_loss_of_our_own_training_loop(trainer: Any) -> None:
     trainer.model.zero_grad()
     sums, _ = Gradients(policy, DynamicConstraint(policy, config), config).accumulate(batch)
     ours = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
-    assert float(theirs.detach()) == pytest.approx(sums["policy_loss"] + sums["constraint_loss"], abs=1e-5)
+    loss = sums["policy_loss"] + sums["constraint_loss"]
+    assert float(theirs.detach()) == pytest.approx(loss, abs=1e-5)
     torch.testing.assert_close(gradient_of_theirs, ours, atol=1e-5, rtol=1e-4)
 
 
