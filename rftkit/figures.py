@@ -50,7 +50,8 @@ def bars(axis: Axes, names: Sequence[str], groups: Mapping[str, Curve], ylabel: 
     for i, (label, (values, constraint)) in enumerate(groups.items()):
         place = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
         axis.bar(place, np.asarray(values), width, label=label, color=colour(constraint))
-    axis.set_xticks(range(len(names)), names, family="monospace")
+    # a name may be a model's text, where $ and \ mean themselves
+    axis.set_xticks(range(len(names)), names, family="monospace", parse_math=False)
     axis.set_ylabel(ylabel)
     axis.grid(visible=False, axis="x")
     if len(groups) > 1:
@@ -84,4 +85,5 @@ def label_ends(axis: Axes, x: float, ends: Mapping[str, tuple[float, str]]) -> N
             fontsize=9,
             color=colour(constraint),
             annotation_clip=False,
+            parse_math=False,
         )

@@ -31,11 +31,16 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one move, so that no reader sees half of it."""
+    """Replace a text file in one move."""
+    replace_file(path, lambda new: new.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a new file, then move it to `path`: no reader sees half of it."""
     new = path.with_name(path.name + ".new")
     with writing(path):
         try:
-            new.write_text(text, encoding="utf-8", newline="\n")
+            write(new)
             _flush(new)
             new.replace(path)
         except BaseException:

@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from rftkit.chat import encode_chat, encode_text
 from rftkit.errors import UserError
 from rftkit.paths import TINY_MODEL
+from rftkit.state import reading
 
 log = logging.getLogger("rftkit")
 
@@ -174,7 +175,8 @@ def load_policy(
             )
             peft: Any = get_peft_model(base, lora)
         else:
-            peft = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+            with reading(adapter):
+                peft = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     peft.eval()  # no dropout anywhere: sampling and training see one policy
     _keep_differentiable(peft)
     return Policy(peft, tokenizer, model, precision)

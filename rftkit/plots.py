@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from rftkit.files import replace_file
 from rftkit.runs import RunFolder
 
 # Okabe and Ito's palette: distinguishable with any colour vision.
@@ -77,8 +78,9 @@ def curves(runs: Mapping[str, Sequence[RunFolder]], task: str, gold_max: float) 
 
 
 def save(path: Path, figure: Figure) -> None:
-    """Write a figure as a picture, and close it."""
-    figure.savefig(path, dpi=110)
+    """Write a figure as a picture, whole or not at all, and close it."""
+    kind = path.suffix[1:]
+    replace_file(path, lambda new: figure.savefig(new, dpi=110, format=kind))
     plt.close(figure)
 
 

@@ -177,7 +177,7 @@ def slider(options: Sequence[Any], description: str, value: Any = None) -> widge
 def dropdown(options: Sequence[Any], description: str, width: str = "") -> widgets.Dropdown:
     """A choice of one."""
     return widgets.Dropdown(
-        options=options,
+        options=_shown(options),
         description=description,
         style={"description_width": "initial"},
         layout={"width": width or "max-content"},
@@ -188,7 +188,7 @@ def offer(control: widgets.Widget, options: Sequence[Any], otherwise: Any) -> No
     """Change what a control offers; its value stays where it can, else it becomes `otherwise`."""
     values = [option[1] if isinstance(option, tuple) else option for option in options]
     kept = control.value if control.value in values else otherwise
-    control.options = options
+    control.options = _shown(options)
     control.value = kept
 
 
@@ -205,6 +205,12 @@ def fit(play: widgets.Play, over: widgets.SelectionSlider) -> None:
     """Let `play` end where its slider ends now, and stand where it stands."""
     play.max = len(over.options) - 1
     play.value = over.index
+
+
+def _shown(options: Sequence[Any]) -> list[Any]:
+    """`options` with labels that command no screen; half a surrogate would never reach the page."""
+    pairs = [(o, o) if isinstance(o, str) else o for o in options]
+    return [(visible(o[0]), o[1]) if isinstance(o, tuple) else o for o in pairs]
 
 
 def _last(options: Sequence[Any]) -> Any:

@@ -98,7 +98,8 @@ def inspection_html(inspection: Inspection) -> str:
         parts += [f"<b>Token by token</b> · {signs}", _strip(map(_decision, pieces))]
     mean = f"−log π of the refined response in nats a token, mean {inspection.sft_loss:.2f}"
     parts += [f"<b>SFT loss</b> · {mean}", _strip(map(_heat, pieces))]
-    return f'<div style="line-height:1.5;max-width:960px">{"".join(map(_block, parts))}</div>'
+    look = 'class="mathjax_ignore" style="line-height:1.5;max-width:960px"'
+    return f"<div {look}>{''.join(map(_block, parts))}</div>"
 
 
 class RefinerPlayground(Explorer):

@@ -28,7 +28,8 @@ def sample_html(row: Row, title: str = "", prompt: bool = True) -> str:
         f'<span style="opacity:.75">{rewards} · {edits}</span>',
     ]
     body = "<br>".join(part for part in parts if part)
-    return f'<div style="line-height:1.5;margin:6px 0 12px;max-width:900px">{body}</div>'
+    look = 'class="mathjax_ignore" style="line-height:1.5;margin:6px 0 12px;max-width:900px"'
+    return f"<div {look}>{body}</div>"  # in which Jupyter would typeset what stands between $ signs
 
 
 def sample_edit_ratio(row: Row) -> float | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import OUT
+from hostile import ATTACKS, record
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
@@ -19,6 +20,7 @@ expect = pytest.importorskip("playwright.sync_api", reason="playwright is not in
 def notebook(page: Any, jupyter: Callable[[str], str], work: Path) -> Any:
     """The notebook with all its cells run."""
     shutil.copy(Path(__file__).with_name("widgets.ipynb"), work)
+    record(work / "hostile" / "run", " ".join(ATTACKS.values()))
     page.goto(jupyter("widgets.ipynb"))
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     expect(page.get_by_text("| Idle")).to_be_visible()  # a kernel that is not ready is asked for
@@ -94,6 +96,31 @@ def test_the_playground_refines_what_is_typed_and_runs_none_of_it(notebook: Any)
     area.press("Tab")
     expect(widget.get_by_role("status")).to_have_count(0)
     shoot(widget, "playground-typed")
+
+
+@pytest.mark.parametrize("name", ["HostileFilm", "HostileLab"])
+def test_attacks_in_a_recorded_run_show_as_text(notebook: Any, name: str) -> None:
+    widget = explorer(notebook, name)
+    for attack in ("<script>window.hacked=1</script>", "$\\href{javascript:", "␛[2J", "\\u202e"):
+        expect(widget.locator("span[style*='pre-wrap']").first).to_contain_text(attack)
+    assert widget.locator("script, svg:not(.jp-icon3), a, mjx-container, iframe").count() == 0
+    sources = widget.locator("img").evaluate_all("all => all.map(img => img.src)")
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    shoot(widget, name)
+
+
+def test_attacks_in_outputs_without_a_widget_show_as_text(notebook: Any) -> None:
+    html = notebook.locator("[data-mime-type='text/html']", has_text="window.hacked")
+    expect(html).to_contain_text("<script>window.hacked=1</script>")
+    expect(html).to_contain_text("$\\href{javascript:")
+    assert html.locator("script, svg, a, mjx-container").count() == 0
+    for kind in ("text/plain", "application/vnd.jupyter.stdout"):
+        plain = notebook.locator(f"[data-mime-type='{kind}']", has_text="window.hacked")
+        expect(plain.first).to_contain_text("<script>window.hacked=1</script>")
+        assert plain.locator("script, svg, img, mjx-container").count() == 0
+    assert notebook.evaluate("window.hacked") is None
+    links = notebook.locator("a[href^='javascript']").count()
+    assert links == 0
 
 
 @pytest.mark.parametrize(

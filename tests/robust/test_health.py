@@ -191,3 +191,22 @@ def test_a_broken_scorer_is_named_in_one_line(change, named: str) -> None:
     with pytest.raises(UserError, match=rf"^task 'dialogue': .*{named}") as error:
         trainer(scorer=Scorer(change)).train(progress=False)
     assert str(error.value).isprintable()
+
+
+def test_a_reward_function_of_ones_own_may_go_bad_for_a_step(tmp_path: Path, monkeypatch) -> None:
+    code = """
+calls = 0
+def reward(completions, **columns):
+    global calls
+    calls += len(completions) == 4  # a step's, not an evaluation's
+    bad = calls == 2 and len(completions) == 4
+    return [float("nan") if bad else float(i) for i in range(len(completions))]
+"""
+    (tmp_path / "goes_bad.py").write_text(code)
+    rows = [{"prompt": [{"role": "user", "content": f"tea {i}"}]} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    own = {"task": "own", "data": "rows.jsonl", "reward": "goes_bad:reward"}
+    config = replace(CONFIG, steps=3, eval_every=3, **own)
+    made = Trainer(config).train(progress=False)
+    assert [row.get("skipped") for row in made] == [None, "task_reward not finite", None, None]

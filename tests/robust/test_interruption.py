@@ -1,5 +1,7 @@
 """A run that is cut short: it goes on bit for bit, or ends in one line that says what to do."""
 
+import errno
+import json
 import os
 import resource
 import shutil
@@ -15,7 +17,9 @@ import torch
 from kills import in_child, kill_points, killed_at
 from small import model_folder
 
-from rftkit import RunConfig, Trainer, UserError
+from rftkit import RunConfig, Trainer, UserError, cli
+from rftkit.export import merge_run
+from rftkit.files import replace_file
 from rftkit.runs import RunFolder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and kills processes")
@@ -155,6 +159,60 @@ def test_a_broken_checkpoint_is_named(cut: Path, name: str, keep: float | None) 
         Trainer(CONFIG, cut, resume=True)
     assert "\n" not in str(error.value)
     assert records(cut) == before, "a failed resume takes nothing away"
+
+
+@pytest.mark.parametrize("command", ["chat", "merge"])
+def test_a_broken_checkpoint_is_named_by_every_command(cut: Path, capsys, command: str) -> None:
+    path = cut / "checkpoint" / "adapter_model.safetensors"
+    os.truncate(path, path.stat().st_size // 2)
+    out = ["--out", str(cut / "merged")] if command == "merge" else []
+    assert cli.main([command, "--run", str(cut), *out]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "checkpoint is broken" in told
+    assert not (cut / "merged").exists()
+
+
+@pytest.mark.parametrize("change", [{"format": 99}, {"format": None}, {"nonsense": 1}])
+def test_a_run_of_another_format_is_told(cut: Path, change: dict) -> None:
+    place = cut / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | change))
+    told = r"format (99|None), but this version|unknown field nonsense"
+    with pytest.raises(UserError, match=told):
+        Trainer(CONFIG, cut, resume=True)
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on(cut: Path, whole: Path) -> None:
+    place = cut / "config.json"
+    settings = json.loads(place.read_text())
+    del settings["trackers"], settings["patience"]
+    place.write_text(json.dumps(settings))
+    train(cut, resume=True)
+    assert records(cut) == records(whole)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "curves.png"
+    place.write_bytes(b"before")
+
+    def half(new: Path) -> None:
+        new.write_bytes(b"ha")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match=r"curves\.png: cannot be written .*free some space"):
+        replace_file(place, half)
+    assert place.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_model_is_merged_whole_or_not_at_all(cut: Path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    with pytest.raises(UserError, match=r"merged: cannot be written"):
+        merge_run(cut, cut / "merged")
+    assert not list(cut.glob("merged*"))
 
 
 def test_lost_records_and_a_lost_checkpoint_are_told(cut: Path) -> None:

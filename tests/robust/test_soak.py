@@ -1,5 +1,5 @@
 """The long tests, `make soak`: kills at random in every phase, a disk that is really full, and
-2,000 steps. What they measured is in the test's output (`-s`)."""
+2,000 steps. What they counted is in the test's output (`-s`)."""
 
 import contextlib
 import json
@@ -7,20 +7,20 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from jupyter_client.manager import start_new_kernel
 from kills import in_child, kill_points, killed_at
 from small import model_folder
 from test_interruption import records, train
 
-from rftkit import RunConfig, Trainer
+from rftkit import UserError
 from rftkit.runs import RunFolder
 from rftkit.tiny.pretrain import PretrainConfig, pretrain
 
@@ -32,7 +32,6 @@ TINY_RECIPE = PretrainConfig(
     steps=6, batch=4, micro_batches=2, vocab_size=300, hidden=32, layers=1, heads=2,
     intermediate=32, save_every=2,
 )  # fmt: skip
-STEPS = 2000
 
 
 def small(command: str, out: Path, *more: str) -> list[str]:
@@ -81,6 +80,33 @@ def test_pre_training_survives_kills(tmp_path: Path) -> None:
     assert len(points) >= 8
 
 
+@pytest.mark.parametrize("name", ["state0.safetensors", "state1.safetensors", "model.safetensors"])
+def test_a_broken_checkpoint_of_pre_training_is_named(tmp_path: Path, name: str) -> None:
+    def stopped() -> None:
+        pretrain(TINY_RECIPE, tmp_path, progress=False)
+
+    last = killed_at_save(2)
+    assert in_child(stopped, last) == -signal.SIGKILL
+    path = tmp_path / "checkpoint" / name
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"checkpoint is broken .*; restore it or choose") as error:
+        stopped()
+    assert "\n" not in str(error.value)
+
+
+def killed_at_save(number: int) -> Callable[..., None]:
+    """A profile function that kills pre-training as it begins its save of that number."""
+    left = [number]
+
+    def profile(frame, event: str, called) -> None:
+        if event == "call" and frame.f_code.co_qualname == "_save":
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return profile
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_comparison_goes_on_after_a_stop(tmp_path: Path, number: int) -> None:
     rng, options = random.Random(int(number)), ("--constraints", "none,dynamic", "--json")
@@ -115,6 +141,78 @@ def test_a_comparison_goes_on_after_a_stop(tmp_path: Path, number: int) -> None:
         assert records(out / name) == records(tmp_path / "whole" / name)
 
 
+STUDY = """
+import sys
+from pathlib import Path
+from test_study import small, study
+study(Path(sys.argv[1], "runs"), Path(sys.argv[1], "records"), workers=1,
+      protocol=small(sys.argv[2]), progress=False)
+"""
+
+
+def test_a_study_goes_on_after_kills(tmp_path: Path) -> None:
+    """The records in the end are those of a study that nothing cut short, but for its times."""
+    places = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    rng, quiet = random.Random(5), {"env": os.environ | places, "stderr": subprocess.DEVNULL}
+
+    def command(out: Path) -> list[str]:
+        return [sys.executable, "-c", STUDY, str(out), model_folder()]
+
+    def kept(out: Path) -> dict[str, list[dict]]:
+        files = {f.name: f.read_text().splitlines() for f in (out / "records").glob("*.jsonl")}
+        rows = {name: map(json.loads, lines) for name, lines in files.items()}
+        return {n: [{**row, "seconds": None} for row in rows_of] for n, rows_of in rows.items()}
+
+    subprocess.run(command(tmp_path / "whole"), check=True, **quiet)
+    cut, kills = tmp_path / "cut", 0
+    for _ in range(3):
+        with subprocess.Popen(command(cut), start_new_session=True, **quiet) as job:
+            begun = time.monotonic()
+            while job.poll() is None and not list(cut.rglob("metrics.jsonl")):
+                assert time.monotonic() - begun < 300
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 3))
+            kills += job.poll() is None
+            with contextlib.suppress(ProcessLookupError):
+                job.kill()
+        time.sleep(1)  # its workers end by themselves
+        for folder in (path.parent for path in cut.rglob("config.json")):
+            RunFolder(folder).metrics()
+    subprocess.run(command(cut), check=True, **quiet)
+    assert kills
+    assert kept(cut) == kept(tmp_path / "whole")
+    print(f"{kills} kills of a study survived")
+
+
+def test_the_stop_button_of_a_notebook_saves_and_says_so(tmp_path: Path) -> None:
+    """What JupyterLab's button does: it interrupts the kernel."""
+    code = f"""
+from rftkit import RunConfig, Trainer
+config = RunConfig(model={model_folder()!r}, precision="fp32", steps=10**6, prompts=2, group=2,
+                   max_new_tokens=4, eval_prompts=2, eval_every=10**6, coef=1.0)
+Trainer(config, "run").train()
+"""
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    try:
+        client.execute(code)
+        begun, run = time.monotonic(), RunFolder(tmp_path / "run")
+        while len(run.metrics()) < 3:
+            assert time.monotonic() - begun < 600
+            time.sleep(0.2)
+        manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=120)["content"]
+        assert reply["ename"] == "KeyboardInterrupt"
+        steps = len(run.metrics())
+        assert reply["evalue"] == f"stopped before step {steps}, saved in run; --resume goes on"
+        client.execute("done = Trainer(config, 'run', resume=True).done")
+        assert client.get_shell_msg(timeout=120)["content"]["status"] == "ok"
+        client.execute(f"assert done == {steps}")
+        assert client.get_shell_msg(timeout=120)["content"]["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     """A file system of 200 kB, in a name space of its own."""
     alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
@@ -132,32 +230,9 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 
 def test_two_thousand_steps(tmp_path: Path) -> None:
     """Memory, handles, processes, log size and speed stay as they were after 50 steps."""
-    config = RunConfig(
-        model=model_folder(), precision="fp32", steps=STEPS, prompts=2, group=2, max_new_tokens=8,
-        eval_prompts=4, eval_every=50, coef=1.0, lr=1e-5,
-    )  # fmt: skip
-    me, seconds, sizes, memory = psutil.Process(), [], [], []
-    handles, family = 0, 0
-    run = Trainer(config, tmp_path / "run")
-    for row in run.steps():
-        if row["step"] == STEPS:
-            break
-        seconds.append(row["seconds"])
-        sizes.append((tmp_path / "run/metrics.jsonl").stat().st_size)
-        memory.append(me.memory_info().rss)
-        if row["step"] == 50:
-            handles, family = me.num_fds(), len(me.children(recursive=True))
-    first, last = statistics.median(seconds[5:105]), statistics.median(seconds[-100:])
-    early, late = max(memory[:51]), statistics.median(memory[-50:])
-    predicted = sizes[99] / 100 * STEPS
-    found = {
-        "memory growth": late / early - 1, "speed of the last 100": first / last,
-        "log size / predicted": sizes[-1] / predicted, "rss GB": late / 1e9,
-        "handles": [handles, me.num_fds()],
-    }  # fmt: skip
-    print(json.dumps(found))
-    assert found["memory growth"] < 0.02
-    assert found["speed of the last 100"] > 0.95
-    assert abs(found["log size / predicted"] - 1) < 0.05
-    assert me.num_fds() <= handles
-    assert len(me.children(recursive=True)) == family
+    script = Path(__file__).parents[1] / "benchmarks" / "soak.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "soak.json")], capture_output=True, text=True
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
