@@ -6,7 +6,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint types format lessons notebooks browser lab clean
+.PHONY: help demo test soak oldest audit lint types format lessons notebooks browser lab clean
 
 help: ## list these targets
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -18,8 +18,14 @@ demo: $(STAMP) ## the main job: one task under three constraints; minutes on a l
 test: lint types ## lint, type check and tests
 	$(BIN)/python -m pytest
 
-soak: $(STAMP) ## the long tests: kill -9 at random, 2,000 steps; most of an hour
+soak: $(STAMP) ## the long tests: kill -9 at random, 2,000 steps, no network; most of an hour
 	$(BIN)/python -m pytest -m soak
+
+oldest: $(STAMP) ## the tests with the oldest packages that pyproject.toml allows; recorded
+	$(BIN)/python tests/benchmarks/versions.py oldest
+
+audit: $(STAMP) ## the pins against the list of known vulnerabilities, where it can be asked
+	$(BIN)/python tests/benchmarks/audit.py
 
 lint: $(STAMP) ## ruff, changing nothing
 	$(BIN)/ruff check .
