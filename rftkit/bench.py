@@ -42,6 +42,7 @@ FLOORS = {
     "rollouts_to_generate": ("dense", "generate", "at least", 2.0),
 }
 MEMORY_FLOOR = 1.1  # policy, reference and refiner, to the policy alone
+ESTIMATE_FLOOR = 0.15  # how far from 1 `rftkit estimate` may be of the measured tensors
 
 
 class Timing(NamedTuple):
@@ -253,6 +254,8 @@ def _results(timings: dict[str, list[Timing]], peaks: dict[str, Any]) -> dict[st
     for name in ("process", "tensors"):
         value = peaks["policy_reference_refiner"][name] / peaks["policy"][name]
         ratios[f"memory_{name}"] = _ratio(value, "at most", MEMORY_FLOOR)
+    predicted = peaks["estimated_tensors"] / peaks["policy_reference_refiner"]["tensors"]
+    ratios["estimate_to_measured"] = _ratio(predicted, "1 within", ESTIMATE_FLOOR)
     return {
         "rounds": len(timings["none"]),
         "tokens": {name: median(t.tokens for t in found) for name, found in timings.items()},
@@ -268,7 +271,11 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _ratio(value: float, sense: str, floor: float) -> dict[str, Any]:
-    met = value <= floor if sense == "at most" else value >= floor
+    met = {
+        "at most": value <= floor,
+        "at least": value >= floor,
+        "1 within": abs(value - 1) <= floor,
+    }[sense]
     return {"value": value, "sense": sense, "floor": floor, "met": met}
 
 

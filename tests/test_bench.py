@@ -54,7 +54,8 @@ def test_ratios_are_the_quotients_of_what_is_reported(report: dict) -> None:
         for group in ("seconds_per_step", "tokens_per_second")
         for name, spread in report[group].items()
     }
-    assert set(report["ratios"]) == {*FLOORS, "memory_process", "memory_tensors"}
+    memory = {"memory_process", "memory_tensors", "estimate_to_measured"}
+    assert set(report["ratios"]) == {*FLOORS, *memory}
     for name, (above, below, sense, floor) in FLOORS.items():
         ratio = report["ratios"][name]
         assert ratio["value"] == pytest.approx(medians[above] / medians[below])
@@ -66,6 +67,10 @@ def test_ratios_are_the_quotients_of_what_is_reported(report: dict) -> None:
     for kind in ("process", "tensors"):
         quotient = peaks["policy_reference_refiner"][kind] / peaks["policy"][kind]
         assert report["ratios"][f"memory_{kind}"]["value"] == pytest.approx(quotient)
+    found = report["ratios"]["estimate_to_measured"]
+    quotient = peaks["estimated_tensors"] / peaks["policy_reference_refiner"]["tensors"]
+    assert found["value"] == pytest.approx(quotient)
+    assert found["met"] == (abs(quotient - 1) <= found["floor"])
 
 
 def test_every_constraint_gets_the_same_rollouts(report: dict) -> None:
