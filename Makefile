@@ -6,7 +6,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak oldest audit lint types format lessons notebooks browser lab clean
+.PHONY: help demo test soak oldest audit lint types format lessons notebooks colab figures browser lab clean
 
 help: ## list these targets
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -15,8 +15,9 @@ demo: $(STAMP) ## the main job: one task under three constraints; minutes on a l
 	$(BIN)/rftkit compare --task dialogue --out out/demo
 	@echo "The figure is out/demo/curves.png, its numbers are out/demo/summary.json."
 
-test: lint types ## lint, type check and tests
+test: lint types ## lint, type check, tests, and every lesson from top to bottom
 	$(BIN)/python -m pytest
+	$(MAKE) notebooks
 
 soak: $(STAMP) ## the long tests: kill -9 at random, 2,000 steps, no network; most of an hour
 	$(BIN)/python -m pytest -m soak
@@ -41,8 +42,15 @@ format: $(STAMP) ## ruff, fixing what it can
 lessons: $(STAMP) ## run every lesson and write its outputs and its cost back
 	$(BIN)/python -m rftkit.lessons notebooks/*.ipynb notebooks/solutions/*.ipynb
 
-notebooks: $(STAMP) ## run every lesson from top to bottom
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 notebooks
+notebooks: $(STAMP) ## run every lesson; cells that are the same everywhere are compared
+	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=240 notebooks
+
+colab: $(STAMP) ## links to Colab in each lesson: make colab REPOSITORY=owner/name
+	@test -n "$(REPOSITORY)" || { echo "say where it is on GitHub: make colab REPOSITORY=owner/name" >&2; exit 2; }
+	$(BIN)/python -m rftkit.lessons --colab $(REPOSITORY) notebooks/[0-9]*.ipynb
+
+figures: $(STAMP) ## figures for slides, with captions: out/figures
+	$(BIN)/python -m rftkit.slides out/figures
 
 browser: $(STAMP) ## the widgets in a real browser; screenshots in out/browser
 	sh tests/browser/chromium.sh

@@ -24,6 +24,7 @@ from rftkit.runs import write_text
 
 CELL_SECONDS = 120
 _BOX = re.compile(r"(<!-- measured -->).*?(<!-- end -->)", re.DOTALL)
+_COLAB = re.compile(r"\n>\n> \*\*On Colab:\*\* .*")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -95,6 +96,24 @@ def fill_map(text: str, record: dict[str, dict[str, dict[str, float]]]) -> str:
     return text
 
 
+def with_colab(box: str, lesson: str, repository: str) -> str:
+    """A lesson's box with a link to Colab and the line that installs the kit there.
+
+    repository: OWNER/NAME on GitHub, from where Colab reads notebooks.
+    """
+    link = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{lesson}"
+    install = f'%pip install -q "rftkit[notebooks] @ git+https://github.com/{repository}"'
+    line = f"\n>\n> **On Colab:** [open]({link}.ipynb), and in a first cell run `{install}`."
+    return _COLAB.sub("", box).rstrip("\n") + line
+
+
+def link_colab(path: Path, repository: str) -> None:
+    """Write the link into one lesson; nothing is run."""
+    notebook: Any = nbformat.read(path, as_version=4)
+    notebook.cells[0].source = with_colab(notebook.cells[0].source, path.stem, repository)
+    write_text(path, nbformat.writes(notebook) + "\n")
+
+
 def _cost(measured: dict[str, dict[str, float]]) -> str:
     parts = [f"{_duration(m['seconds'])} and {m['gb']:g} GB on {d}" for d, m in measured.items()]
     return "; ".join(parts)
@@ -138,6 +157,12 @@ if __name__ == "__main__":
     parser.add_argument(
         "--cell-seconds", type=int, default=CELL_SECONDS, help="limit of a cell; more where busy"
     )
+    parser.add_argument(
+        "--colab", metavar="OWNER/NAME", help="run nothing; link to Colab, by the place on GitHub"
+    )
     arguments = parser.parse_args()
     for given in arguments.notebooks:
-        run(given, arguments.cell_seconds)
+        if arguments.colab:
+            link_colab(given, arguments.colab)
+        else:
+            run(given, arguments.cell_seconds)

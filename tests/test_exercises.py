@@ -198,7 +198,7 @@ ON_PAPER: dict[str, tuple[Any, dict[str, Any]]] = {
     "10.3": (
         ["blind", "low", "high"],
         {
-            "length": ["healthy", "low", "high"],
+            "hardly any response": ["healthy", "low", "high"],
             "held too much": ["high", "low", "blind"],
             "it sees the flaw": ["low", "blind", "high"],
             "too early": ["blind", "low", "healthy"],

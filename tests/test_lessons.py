@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,8 +14,11 @@ from typing import Any
 import nbformat
 import pytest
 import torch
+from transformers import AutoConfig
 
 from rftkit import lessons
+from rftkit.cli import _parser
+from rftkit.estimate import _base, shape_of
 from rftkit.exercises import exercises
 from rftkit.metrics import edit_ratio, rep_3
 from rftkit.objectives import group_advantages, kl_k3, policy_gradient_loss, sft_loss
@@ -24,6 +29,7 @@ LESSONS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 MEASURED = json.loads((FOLDER / "measured.json").read_text(encoding="utf-8"))
 WITH_EXERCISES = [path for path in LESSONS if not path.name.startswith("00_")]
+WITH_WIDGETS = {"02_degeneration", "03_kl_leash", "04_online_refiner", "05_dynamic_constraints"}
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 each_notebook = pytest.mark.parametrize(
     "path", LESSONS + SOLUTIONS, ids=lambda p: f"{p.parent.name}/{p.stem}"
@@ -115,6 +121,25 @@ def test_every_picture_has_a_text(path: Path) -> None:
             assert len(output.metadata["image/png"]["alt"]) > 30
 
 
+@each_notebook
+def test_a_widget_is_kept_as_its_picture(path: Path) -> None:
+    """Without the state of a widget, its view would be an error message on the page."""
+    for output in outputs(path):
+        assert lessons._WIDGET not in output.get("data", {})
+    if path.stem in WITH_WIDGETS and path.parent == FOLDER:
+        html = [o.data["text/html"] for o in outputs(path) if "text/html" in o.get("data", {})]
+        assert any("data:image/png;base64" in h or "Token by token" in h for h in html)
+
+
+@each_lesson
+def test_every_command_of_a_lesson_is_one_of_the_kits(path: Path) -> None:
+    for block in re.findall(r"```sh\n(.*?)```", prose(path), re.DOTALL):
+        for line in block.strip().splitlines():
+            program, *arguments = shlex.split(line)
+            if program == "rftkit":
+                _parser().parse_args(arguments)
+
+
 # Functions that a lesson writes out are the package's
 
 
@@ -189,6 +214,21 @@ def test_lesson_05_writes_the_kits_push_forward(rng: torch.Generator) -> None:
     close(by_hand(policy.probs().detach(), targets), push_forward(policy, refiner))
 
 
+def test_lesson_09_counts_four_bits_as_the_kit_does() -> None:
+    (by_hand,) = written("09", "nf4_gb")
+    shape = shape_of(AutoConfig.for_model("qwen2", num_hidden_layers=4))
+    expected = _base(replace(shape, other=0), 2, "nf4") / 1e9
+    assert by_hand(shape.weights) == pytest.approx(expected, rel=1e-3)
+
+
+def test_lesson_09_accepts_what_the_kit_accepts() -> None:
+    (accept,) = written("09", "accept")
+    response = list("abcdefgh")
+    for refined in ("abcdefgh", "abcd", "abcdxxxx", "abc", "xyz", ""):
+        ratio = edit_ratio(response, list(refined))
+        assert accept(response, list(refined)) == (bool(refined) and ratio <= 0.5)
+
+
 # Running them
 
 
@@ -222,3 +262,16 @@ def test_the_box_names_every_measured_device() -> None:
     cost = {"2 CPU cores": {"seconds": 31, "gb": 0.5}, "A GPU": {"seconds": 190, "gb": 1.0}}
     filled = "<!-- measured -->31 s and 0.5 GB on 2 CPU cores; 3 min and 1 GB on A GPU<!-- end -->"
     assert lessons.fill(text, cost) == f"It takes {filled}."
+
+
+def test_the_link_to_colab_is_one_line_and_leaves_the_box_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / LESSONS[0].name
+    path.write_bytes(LESSONS[0].read_bytes())
+    for owner in ("first/kit", "second/kit"):
+        lessons.link_colab(path, owner)
+    box = read(path).cells[0].source
+    link = f"https://colab.research.google.com/github/second/kit/blob/main/notebooks/{path.name}"
+    assert box.count("**On Colab:**") == box.count(link) == 1
+    assert "first" not in box
+    assert lessons.fill(box, MEASURED[path.stem]) == box
+    assert box.startswith(read(LESSONS[0]).cells[0].source.split("\n>\n> **On Colab")[0])

@@ -103,15 +103,12 @@ EXERCISES = {
     ),
     "10.3": Exercise(
         right=lambda: ["blind", "low", "high"],
-        because="in A the refiner accepts what the length says is a flood; in B it objects to all "
+        because="in A the refiner accepts responses that never end; in B it objects to most "
         "and is not heeded; C has stopped to learn.",
         mistakes=(
             (
                 lambda: ["healthy", "low", "high"],
-                (
-                    "A looks healthy by what the refiner says. But look at the length: every "
-                    "response is as long as it may be."
-                ),
+                ("A looks healthy by what the refiner says. But hardly any response ends."),
             ),
             (
                 lambda: ["high", "low", "blind"],
