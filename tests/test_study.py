@@ -266,6 +266,15 @@ def test_a_small_study_runs_resumes_and_reports(tmp_path: Path, capsys) -> None:
     assert "1 of 1" not in (kept / "REPORT.md").read_text()
 
 
+def test_a_task_that_the_model_has_not_learned_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "pretrain.json").write_text('{"tasks": ["dialogue", "game"]}')
+    protocol = replace(PROTOCOL, common={"model": str(tmp_path)})
+    found = Study(protocol, tmp_path / "out", tmp_path / "records")
+    with pytest.raises(UserError, match="not learned code; give --only dialogue,game"):
+        found.work(progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_when_the_time_is_up_it_says_so(tmp_path: Path) -> None:
     told = study(tmp_path, tmp_path / "r", limit_minutes=1e-9, protocol=small(), progress=False)
     assert "time is up" in told

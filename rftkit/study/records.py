@@ -35,11 +35,15 @@ SAMPLES = 10
 DIGITS = 5  # significant
 
 
+def folder_of(model: str) -> Path:
+    """Where a local model lies."""
+    return TINY_MODEL if model == "tiny" else Path(model)
+
+
 def sha256(model: str) -> str:
     """Of a model's weights: records of different models must not be mixed."""
-    folder = TINY_MODEL if model == "tiny" else Path(model)
     whole = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder_of(model).glob("*.safetensors")):
         whole.update(path.read_bytes())
     return whole.hexdigest()
 

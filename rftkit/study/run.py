@@ -6,6 +6,7 @@ folder is resumed from its checkpoint.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from rftkit.files import writing
 from rftkit.guard import sole_writer
 from rftkit.runs import RunFolder
 from rftkit.study.plan import Job, Protocol, hours
-from rftkit.study.records import RecordFiles, condense, sha256
+from rftkit.study.records import RecordFiles, condense, folder_of, sha256
 
 
 class TimeUpError(Exception):
@@ -49,6 +50,7 @@ class Study:
 
         Raises TimeUpError when the time is up, everything saved.
         """
+        self._learned(tasks)
         end = time.monotonic() + 60 * limit_minutes if limit_minutes else float("inf")
         lock = self.out / "study.lock"
         with writing(lock):
@@ -133,6 +135,19 @@ class Study:
     def folder(self, job: Job) -> Path:
         """The job's run folder."""
         return self.out / job.key
+
+    def _learned(self, tasks: Sequence[str]) -> None:
+        """Raise UserError where the model has not learned a task: before hours of the others."""
+        recipe = folder_of(str(self.protocol.common.get("model", "tiny"))) / "pretrain.json"
+        if not recipe.is_file():
+            return
+        known = json.loads(recipe.read_text(encoding="utf-8"))["tasks"]
+        asked = tasks or self.protocol.tasks
+        if missing := [task for task in asked if task not in known]:
+            able = ",".join(task for task in asked if task in known)
+            raise UserError(
+                f"the model has not learned {', '.join(missing)}; give --only {able or 'others'}"
+            )
 
     def _check(self) -> None:
         """Records must be what the protocol asks for, given the records before them."""
