@@ -111,7 +111,8 @@ def test_settings_of_any_value(values: dict) -> None:
 
 WORDS = st.one_of(
     st.sampled_from(
-        "train compare refine estimate sweep bench pretrain doctor --task --constraint --coef "
+        "train compare refine estimate sweep bench pretrain doctor study merge "
+        "chat --run --only --task --constraint --coef "
         "--steps --seed --seeds --out --json --lr --resume --coefs --prompt --response --model "
         "--vram-gb 0,1 , 1e999 nan -1 99999999999999999999 dialogue kl none".split()
     ),
@@ -124,7 +125,7 @@ WORDS = st.one_of(
 def test_command_lines_of_any_words(arguments: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("train", "compare", "refine", "sweep", "bench", "estimate", "pretrain",
-                     "doctor", "lab", "study"):  # fmt: skip
+                     "doctor", "lab", "study", "merge", "chat"):  # fmt: skip
             patch.setattr(cli_module, f"_{name}", _read_settings, raising=False)
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -7,9 +7,11 @@ import importlib.util
 import json
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from small import model_folder
 
 from rftkit import RunConfig
@@ -25,6 +27,7 @@ SMALL = RunConfig(
     eval_every=4, coef=1.0, lr=1e-6, samples=1,
 )  # fmt: skip
 RECORDS = sorted((DATA / "runs").glob("soak.json"))
+VERSIONS = sorted((DATA / "runs").glob("versions.json"))
 
 
 def test_an_honest_run_keeps_what_can_be_promised_of_a_short_one(tmp_path: Path) -> None:
@@ -77,3 +80,15 @@ def test_the_recorded_long_run_kept_its_promises(path: Path) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
     assert (found["steps"], found["model"]) == (2000, "tiny")
     assert soak.broken(found) == []
+
+
+@pytest.mark.parametrize("path", VERSIONS, ids=lambda p: p.name)
+def test_the_recorded_runs_of_all_tests_passed_with_packages_in_range(path: Path) -> None:
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    assert "oldest" in {row["kind"] for row in rows}
+    allowed = [Requirement(line) for line in requires("rftkit") or ()]
+    for row in rows:
+        assert row["failed"] == 0
+        assert row["passed"] > 1000
+        for requirement in allowed:
+            assert row["packages"][requirement.name] in requirement.specifier, requirement
