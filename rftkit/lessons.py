@@ -78,6 +78,8 @@ def tidy(notebook: NotebookNode) -> None:
         for output in cell.get("outputs", ()):
             if "text/html" in output.get("data", {}):
                 output["data"].pop(_WIDGET, None)
+        if "outputs" in cell:  # what is left are progress bars
+            cell.outputs = [o for o in cell.outputs if _WIDGET not in o.get("data", {})]
         cell.metadata = nbformat.from_dict(
             {key: value for key, value in cell.metadata.items() if key in ("tags", "alt")}
         )

@@ -29,7 +29,10 @@ from rftkit.runs import RunFolder, write_text
 from rftkit.tasks.base import units
 from rftkit.toy import FOUR_ROLLOUTS, cafe, kl, train
 
-SIZE = {"width": 7.2, "height": 4.05}  # inches; 16:9, and so small that its letters are large
+SIZE: dict[str, Any] = {
+    "width": 7.2,
+    "height": 4.05,
+}  # inches; 16:9, so small that letters are large
 DPI = 220
 COEFS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 STEPS = 150
