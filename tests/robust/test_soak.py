@@ -193,21 +193,26 @@ config = RunConfig(model={model_folder()!r}, precision="fp32", steps=10**6, prom
 Trainer(config, "run").train()
 """
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+
+    def reply(message: str) -> dict:
+        while True:  # those of the kernel's start may come first
+            found = client.get_shell_msg(timeout=120)
+            if found["parent_header"]["msg_id"] == message:
+                return found["content"]
+
     try:
-        client.execute(code)
+        training = client.execute(code)
         begun, run = time.monotonic(), RunFolder(tmp_path / "run")
         while len(run.metrics()) < 3:
             assert time.monotonic() - begun < 600
             time.sleep(0.2)
         manager.interrupt_kernel()
-        reply = client.get_shell_msg(timeout=120)["content"]
-        assert reply["ename"] == "KeyboardInterrupt"
+        told = reply(training)
+        assert told["ename"] == "KeyboardInterrupt"
         steps = len(run.metrics())
-        assert reply["evalue"] == f"stopped before step {steps}, saved in run; --resume goes on"
-        client.execute("done = Trainer(config, 'run', resume=True).done")
-        assert client.get_shell_msg(timeout=120)["content"]["status"] == "ok"
-        client.execute(f"assert done == {steps}")
-        assert client.get_shell_msg(timeout=120)["content"]["status"] == "ok"
+        assert told["evalue"] == f"stopped before step {steps}, saved in run; --resume goes on"
+        check = f"assert Trainer(config, 'run', resume=True).done == {steps}"
+        assert reply(client.execute(check))["status"] == "ok"
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
