@@ -258,7 +258,8 @@ def refinement(folder: Path) -> Slide | None:
     ]
     if not changed:
         return None
-    row = max(changed, key=lambda r: len(r["refined"]) / (1 + len(r["response"])))
+    cut = [r for r in changed if len(r["refined"]) < len(r["response"])]  # excess taken out
+    row = max(cut or changed, key=lambda r: len(r["refined"]) / (1 + len(r["response"])))
     figure, axis = canvas(**SIZE)
     axis.axis("off")
     axis.set(xlim=(0, LINE), ylim=(-14, 0))
