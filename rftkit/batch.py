@@ -50,11 +50,16 @@ class Sequence:
 
 
 class Losses(NamedTuple):
-    """One micro-batch's share of the batch's losses; `constraint` is None where there is none."""
+    """One micro-batch's share of the batch's losses; `constraint` is None where there is none.
+
+    mismatch: mean over tokens of |log π of the trainer − log π of the sampler| (nats), before the
+    first update of the batch: what the importance weights make good.
+    """
 
     policy: torch.Tensor
     constraint: torch.Tensor | None
     clip_fraction: float
+    mismatch: float
 
 
 def sequences(batch: Batch) -> list[Sequence]:
@@ -93,7 +98,7 @@ class Gradients:
 
         Raises UserError where not even a single sequence fits.
         """
-        sums = {"policy_loss": 0.0, "constraint_loss": 0.0, "clip_fraction": 0.0}
+        sums = dict.fromkeys(("policy_loss", "constraint_loss", "clip_fraction", "mismatch"), 0.0)
         parameters = self.policy.parameters()
         pulled = [torch.zeros_like(p) for p in parameters] if measure else []
         totals = Totals.of(self.config, batch)
@@ -110,6 +115,7 @@ class Gradients:
             pulled = [a + b for a, b in zip(pulled, pulls, strict=True)]
             sums["policy_loss"] += float(losses.policy.detach())
             sums["clip_fraction"] += losses.clip_fraction
+            sums["mismatch"] += losses.mismatch
             if losses.constraint is not None:
                 sums["constraint_loss"] += float(losses.constraint.detach())
             waiting.pop(0)
@@ -221,4 +227,7 @@ def losses_of(
         sft_total=totals.refined,
     )
     share = float(row_mask.sum()) / totals.tokens
-    return Losses(gradient.loss, constraint.loss(micro), float(gradient.clip_fraction) * share)
+    apart = float(((old - sampled).abs() * row_mask).sum()) / totals.tokens
+    return Losses(
+        gradient.loss, constraint.loss(micro), float(gradient.clip_fraction) * share, apart
+    )

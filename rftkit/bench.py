@@ -90,11 +90,14 @@ def bench(
                 our_round()
         peaks = _peaks(ours.config, ours.refines, bar.update)
     counted = {name: found[1:] for name, found in timings.items()}  # the first is warm-up
-    return (
-        ours.facts()
-        | _results(counted, peaks)
-        | {"refinement": ours.refinement(counted), "peer": settings}
-    )
+    found = ours.facts() | _results(counted, peaks)
+    dense = found["tokens_per_second"]["dense"]["median"]
+    return found | {
+        "share_of_limit": {name: dense / most for name, most in found["decoding_limit"].items()},
+        "sampler_mismatch": ours.mismatch,
+        "refinement": ours.refinement(counted),
+        "peer": settings,
+    }
 
 
 def fixed_work(config: RunConfig, steps: int) -> RunConfig:
@@ -126,6 +129,7 @@ class _Ours:
             if name == "kl" or self.refines:
                 settings = replace(config, constraint=name, coef=coef)
                 self.trainers[name] = Trainer(settings, policy=self.policy, task=first.task)
+        self.mismatch = 0.0  # nats a token, of the last step
         self.works: dict[str, Callable[[int], Timing]] = {}
         for name, trainer in self.trainers.items():
             trainer.train_prompts = list(self.prompts)
@@ -153,7 +157,13 @@ class _Ours:
 
     def _step(self, trainer: Trainer) -> Callable[[int], Timing]:
         steps = trainer.steps()
-        return self._timed(lambda _: int(next(steps)["tokens"]))
+
+        def step(_: int) -> int:
+            metrics = next(steps)
+            self.mismatch = float(metrics["mismatch"])
+            return int(metrics["tokens"])
+
+        return self._timed(step)
 
     def sample(self, sampler: Sampler, n: int) -> Rollouts:
         """The rollouts of round n."""
@@ -300,19 +310,19 @@ def _peaks(config: RunConfig, refines: bool, done: Callable[[], object]) -> dict
 
 def table(result: dict[str, Any]) -> str:
     """What `bench` returned, as text."""
-    limits = result["decoding_limit"]
+    limits, reached = result["decoding_limit"], result["share_of_limit"]
     lines = [
         *_heading(result),
         f"{'':<26}{'median':>9}{'lowest':>9}{'highest':>9}",
         *_rows("s/step", result["seconds_per_step"], 3),
         *_rows("tokens/s", result["tokens_per_second"], 0),
     ]
-    dense = result["tokens_per_second"]["dense"]["median"]
     lines += [
         f"tokens/s at most, by {name.removeprefix('by_')}: {limit:.0f}; dense reaches "
-        f"{dense / limit:.0%}"
+        f"{reached[name]:.0%}"
         for name, limit in limits.items()
     ]
+    lines.append(f"sampler against trainer: {result['sampler_mismatch']:.1e} nats a token apart")
     if result["refinement"] is not None:
         lines += ["", *_refinement_lines(result["refinement"])]
     lines += ["", *_memory_lines(result["peak_memory_gb"]), ""]

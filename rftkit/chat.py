@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from rftkit.errors import UserError
@@ -35,25 +36,39 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[i
     for message in messages:
         if not _ROLE.fullmatch(message["role"]):
             raise UserError(f"role: {message['role']!r} must be a plain name, such as 'user'")
-    marked = [{"role": m["role"], "content": f"\ue0f0{i}\ue0f1"} for i, m in enumerate(messages)]
-    skeleton = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
-    missing = set(range(len(messages))) - {int(i) for i in _MARK.findall(skeleton)}
-    if missing:
-        role = messages[min(missing)]["role"]
-        raise UserError(f"role: the model's chat template leaves out what {role!r} says")
     ids: list[int] = []
-    for i, piece in enumerate(_MARK.split(skeleton)):
-        if i % 2 == 0:  # the template's own text, where special tokens count
-            ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
-            continue
-        content = messages[int(piece)]["content"]
-        if isinstance(content, str):
+    for piece in _skeleton(tokenizer, tokenizer.chat_template, tuple(m["role"] for m in messages)):
+        if isinstance(piece, tuple):
+            ids += piece
+        elif isinstance(content := messages[piece]["content"], str):
             ids += encode_text(tokenizer, content)
         else:
             ids += _without_special(tokenizer, content)
     return ids
 
 
+@lru_cache(maxsize=64)
+def _skeleton(tokenizer: Any, template: str, roles: tuple[str, ...]) -> list[tuple[int, ...] | int]:
+    """A conversation of these roles: ids of the template's own text, numbers where contents stand.
+
+    `template` is the tokenizer's, and here only so that another one is not taken for it.
+    """
+    marked = [{"role": role, "content": f"\ue0f0{i}\ue0f1"} for i, role in enumerate(roles)]
+    text = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+    missing = set(range(len(roles))) - {int(i) for i in _MARK.findall(text)}
+    if missing:
+        role = roles[min(missing)]
+        raise UserError(f"role: the model's chat template leaves out what {role!r} says")
+    pieces: list[tuple[int, ...] | int] = []
+    for i, piece in enumerate(_MARK.split(text)):
+        if i % 2:
+            pieces.append(int(piece))
+        elif piece:  # the template's own text, where special tokens count
+            pieces.append(tuple(tokenizer(piece, add_special_tokens=False)["input_ids"]))
+    return pieces
+
+
+@lru_cache(maxsize=16)
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """Every id that may be a role or an end: Llama's headers, for one, have no name of their own
     in the tokenizer's settings, so that `all_special_ids` lacks them."""

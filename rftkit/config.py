@@ -43,7 +43,7 @@ class RunConfig:
     max_grad_norm: Annotated[float, "longer gradients are scaled down to this"] = 1.0
     lora_rank: Annotated[int, "rank of the adapter on every linear layer"] = 8
     updates: Annotated[int, "passes over one batch of rollouts; above 1 the clip matters"] = 1
-    token_budget: Annotated[int, "tokens in one micro-batch, padding included"] = 4096
+    token_budget: Annotated[int, "tokens in one micro-batch, padding included"] = 1024
     checkpointing: Annotated[bool, "recompute activations in the backward pass to save memory"] = (
         False
     )

@@ -159,13 +159,18 @@ class OnlineRefiner:
 
     def _refinement(self, response: list[int], answer: Answer, rounds: int = 0) -> Refinement:
         refined, why, stripped = answer
-        decode, eos = self.policy.decode, self.policy.eos_ids
-        pieces = []
-        for ids in ([i for i in side if i not in eos] for side in (response, refined)):
-            spans = characters(self.policy.tokenizer, ids)
-            pieces.append([self.policy.tokenizer.decode(ids[a:b]) for a, b in spans])
-        said, diff = (decode(response), decode(refined)), text_diff(*pieces)
-        return Refinement(response, refined, *said, diff, why, rounds, stripped)
+        before = after = self._pieces(response)
+        said = written = self.policy.decode(response)
+        if refined != response:
+            after, written = self._pieces(refined), self.policy.decode(refined)
+        diff = text_diff(before, after)
+        return Refinement(response, refined, said, written, diff, why, rounds, stripped)
+
+    def _pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text in pieces of whole characters, without EOS."""
+        ids = [i for i in ids if i not in self.policy.eos_ids]
+        spans = characters(self.policy.tokenizer, ids)
+        return [self.policy.tokenizer.decode(ids[a:b]) for a, b in spans]
 
 
 class IdentityRefiner(OnlineRefiner):

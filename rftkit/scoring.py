@@ -151,15 +151,20 @@ def score_targets(
     token_budget: int,
     temperature: float = 1.0,
 ) -> list[torch.Tensor]:
-    """Log-probs of each row's target, in nats, without gradients; rows of any length and number."""
-    out: list[torch.Tensor] = [torch.empty(0)] * len(targets)
-    for group in target_batches(net, contexts, targets, token_budget):
-        values, _ = target_log_probs(
-            net, [contexts[i] for i in group], [targets[i] for i in group], temperature
-        )
-        for i, row in zip(group, values.cpu(), strict=True):
-            out[i] = row[: len(targets[i])]
-    return out
+    """Log-probs of each row's target, in nats, without gradients; rows of any length and number.
+
+    Equal rows are scored once and share one tensor.
+    """
+    rows = [(tuple(c), tuple(t)) for c, t in zip(contexts, targets, strict=True)]
+    distinct = list(dict.fromkeys(rows))
+    known: dict[tuple[tuple[int, ...], tuple[int, ...]], torch.Tensor] = {}
+    every = [c for c, _ in distinct], [t for _, t in distinct]
+    for group in target_batches(net, *every, token_budget):
+        part = [distinct[i] for i in group]
+        values, _ = target_log_probs(net, [c for c, _ in part], [t for _, t in part], temperature)
+        for row, line in zip(part, values.cpu(), strict=True):
+            known[row] = line[: len(row[1])]
+    return [known[row] for row in rows]
 
 
 def pad_rows(

@@ -159,10 +159,10 @@ def test_checkpointing_keeps_the_gradient(policy: Policy) -> None:
     constraint, batch = NoConstraint(policy, CONFIG), make_batch(policy, Pull())
     expected = gradient(policy, constraint, batch, 10_000)
     policy.model.train()
-    policy.model.gradient_checkpointing_enable()
+    policy.model.activation_checkpointing_enable()
     try:
         ours = gradient(policy, constraint, batch, 10_000)
     finally:
-        policy.model.gradient_checkpointing_disable()
+        policy.model.activation_checkpointing_disable()
         policy.model.eval()
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)

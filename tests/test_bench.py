@@ -45,6 +45,10 @@ def test_it_reports_what_the_contract_says(report: dict) -> None:
             assert 0 < spread["min"] <= spread["median"] <= spread["max"]
     assert report["machine"]["gflops"] > 0
     assert all(limit > 0 for limit in report["decoding_limit"].values())
+    dense = report["tokens_per_second"]["dense"]["median"]
+    for name, limit in report["decoding_limit"].items():
+        assert report["share_of_limit"][name] == pytest.approx(dense / limit)
+    assert 0 <= report["sampler_mismatch"] < 1e-4  # fp32 on both sides
     assert report["rounds"] == ROUNDS
 
 

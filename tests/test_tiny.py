@@ -70,8 +70,8 @@ def test_a_training_text_ends_in_eos_and_fits_the_task() -> None:
     policy = load_policy("tiny")
     for name in CARD:
         task = load_task(name)
-        for example in batch([task], 200, 3, 0):
-            _, target = example_ids(policy.tokenizer, example)
+        for shown in batch([task], 200, 3, 0):
+            _, target = example_ids(policy.tokenizer, shown)
             assert target[-1] == policy.tokenizer.eos_token_id
             assert len(target) <= task.max_new_tokens + 16
 
