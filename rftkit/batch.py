@@ -102,12 +102,12 @@ class Gradients:
         parameters = self.policy.parameters()
         pulled = [torch.zeros_like(p) for p in parameters] if measure else []
         totals = Totals.of(self.config, batch)
-        waiting = self._parts(sequences(batch))
+        waiting = self._parts(sequences(batch), measure)
         while waiting:
             found = self._gradients(batch, totals, waiting[0], measure)
             if found is None:
                 self._halve(waiting[0])
-                waiting = self._parts([s for part in waiting for s in part])
+                waiting = self._parts([s for part in waiting for s in part], measure)
                 continue
             losses, gradients, pulls = found
             for p, g in zip(parameters, gradients, strict=True):
@@ -159,9 +159,15 @@ class Gradients:
             )
         self.budget = max(1, min(self.budget, len(part) * longest) // 2)
 
-    def _parts(self, every: list[Sequence]) -> list[list[Sequence]]:
+    def _parts(self, every: list[Sequence], measure: bool) -> list[list[Sequence]]:
+        """Micro-batches; smaller ones where a graph is gone through twice, and so kept longer.
+
+        With checkpointing the graph holds little.
+        """
         contexts, targets = [s.context for s in every], [s.target for s in every]
-        groups = target_batches(self.policy.model, contexts, targets, self.budget)
+        kept = measure and not self.config.checkpointing
+        budget = max(1, self.budget * 3 // 4) if kept else self.budget
+        groups = target_batches(self.policy.model, contexts, targets, budget)
         return [[every[i] for i in group] for group in groups]
 
 

@@ -18,7 +18,7 @@ from rftkit.tiny.made_up import instruct_tokenizer
 
 
 def save(folder: Path, layers: int = 24, hidden: int = 896, vocab: int = 151_936) -> None:
-    """Write weights (bf16) and tokenizer; heads stay 64 wide, as Qwen's are, two of them for keys."""
+    """Write weights (bf16) and tokenizer; heads are 64 wide, two of them for keys."""
     tokenizer = instruct_tokenizer()
     config = Qwen2Config(
         vocab_size=vocab,
