@@ -244,6 +244,7 @@ def test_start_pause_go_on_and_stop_keep_a_run_that_can_go_on(tmp_path: Path) ->
     done = len(session.rows)
     time.sleep(0.2)
     assert len(session.rows) == done
+    until(lambda: "paused" in trainer.view.value)  # drawn by a thread of its own
     assert f"paused · step {done - 1} of 200" in text(trainer.view.value)
     assert "worst response" in text(trainer.view.value)
     trainer.pause_button.click()
