@@ -1,8 +1,8 @@
 """Each optimisation taken out in turn: does training stay the same, and what does it cost?
 
-`python tests/benchmarks/ab.py OUT [steps]` trains dialogue under the dynamic constraint, on equal
-seeds, two runs at a time with one thread each, and writes OUT: gold reward at the end and processor
-seconds a step. Floating-point sums in another order let the samples part after some steps, so runs
+`python tests/benchmarks/ab.py OUT [steps [variant ...]]` trains dialogue under the dynamic
+constraint, on equal seeds, two runs at a time with one thread each, and writes OUT: gold reward at
+the end and processor seconds a step. Floating-point sums in another order let the samples part after some steps, so runs
 of one seed differ like runs of two seeds: what must agree is the mean over seeds.
 """
 
@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, Callable[..., object]]] = {
     "refined token by token": {"rftkit.refiner.verify_decode": lambda *a, **k: _plainly(*a, **k)},
     "freed memory given back": {"rftkit.allocator.keep_freed_memory": lambda: False},
     "sampled from 4 bits": {},
+    "one micro-batch": {},
 }
 
 
@@ -55,6 +56,7 @@ def run(variant: str, seed: int, steps: int) -> dict[str, float]:
     torch.set_num_threads(1)
     config = RunConfig(seed=seed, steps=steps, eval_every=steps)
     config.sampler = "direct" if variant == "sampled from 4 bits" else "dense"
+    config.token_budget = 2**14 if variant == "one micro-batch" else config.token_budget
     with ExitStack() as stack:
         for place, instead in VARIANTS[variant].items():
             stack.enter_context(patch(place, instead))
@@ -67,14 +69,15 @@ def run(variant: str, seed: int, steps: int) -> dict[str, float]:
     return {"gold_reward": gold, "seconds": median(seconds[1:-1])}
 
 
-def main(out: Path, steps: int = 60) -> None:
+def main(out: Path, steps: int = 60, *chosen: str) -> None:
+    variants = [v for v in VARIANTS if v == "as shipped" or v in chosen or not chosen]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, context, max_tasks_per_child=1) as pool:
-        jobs = {(v, s): pool.submit(run, v, s, steps) for s in SEEDS for v in VARIANTS}
+        jobs = {(v, s): pool.submit(run, v, s, steps) for s in SEEDS for v in variants}
         found = {job: future.result() for job, future in jobs.items()}
     base = fmean(found["as shipped", s]["seconds"] for s in SEEDS)
     report = {}
-    for variant in VARIANTS:
+    for variant in variants:
         runs = [found[variant, seed] for seed in SEEDS]
         gold, seconds = ([r[key] for r in runs] for key in ("gold_reward", "seconds"))
         report[variant] = {
@@ -89,4 +92,4 @@ def main(out: Path, steps: int = 60) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:3]), *sys.argv[3:])
