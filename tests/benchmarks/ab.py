@@ -2,8 +2,9 @@
 
 `python tests/benchmarks/ab.py OUT [steps [variant ...]]` trains dialogue under the dynamic
 constraint, on equal seeds, two runs at a time with one thread each, and writes OUT: gold reward at
-the end and processor seconds a step. Floating-point sums in another order let the samples part after some steps, so runs
-of one seed differ like runs of two seeds: what must agree is the mean over seeds.
+the end and processor seconds a step. Floating-point sums in another order let the samples part
+after some steps, so runs of one seed differ like runs of two seeds: what must agree is the mean
+over seeds.
 """
 
 from __future__ import annotations
