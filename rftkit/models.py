@@ -6,7 +6,6 @@ reference and the refiner. No second copy of the base is kept.
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from rftkit.chat import encode_chat, encode_text
 from rftkit.errors import UserError
-from rftkit.paths import TINY_MODEL
+from rftkit.paths import TINY_MODEL, learned_tasks
 from rftkit.state import reading
 
 log = logging.getLogger("rftkit")
@@ -60,10 +59,7 @@ class Policy:
     @property
     def learned_tasks(self) -> frozenset[str] | None:
         """The tasks that an embedded model was pre-trained on; None for any other model."""
-        recipe = _folder(self.name) / "pretrain.json"
-        if not recipe.is_file():
-            return None
-        return frozenset(json.loads(recipe.read_text(encoding="utf-8"))["tasks"])
+        return learned_tasks(self.name)
 
     @property
     def refines_natively(self) -> bool:
@@ -216,10 +212,6 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "nf4" and device.type != "cpu" else torch.float32
 
 
-def _folder(model: str) -> Path:
-    return TINY_MODEL if model == "tiny" else Path(model)
-
-
 def _present(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_available()
@@ -235,7 +227,7 @@ def _supported(precision: str, device: torch.device) -> str:
 
 
 def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, Any]:
-    path = str(_folder(model)) if model == "tiny" else model
+    path = str(TINY_MODEL) if model == "tiny" else model
     dtype = compute_dtype(precision, device)
     options: dict[str, Any] = {"dtype": dtype}
     if precision == "nf4":

@@ -18,7 +18,7 @@ from typing import Any
 from rftkit.errors import UserError
 from rftkit.files import write_text, writing
 from rftkit.metrics import edit_ratio
-from rftkit.paths import TINY_MODEL
+from rftkit.paths import model_folder
 from rftkit.runs import RunFolder
 from rftkit.study.plan import Job, Record
 
@@ -35,15 +35,10 @@ SAMPLES = 10
 DIGITS = 5  # significant
 
 
-def folder_of(model: str) -> Path:
-    """Where a local model lies."""
-    return TINY_MODEL if model == "tiny" else Path(model)
-
-
 def sha256(model: str) -> str:
     """Of a model's weights: records of different models must not be mixed."""
     whole = hashlib.sha256()
-    for path in sorted(folder_of(model).glob("*.safetensors")):
+    for path in sorted(model_folder(model).glob("*.safetensors")):
         whole.update(path.read_bytes())
     return whole.hexdigest()
 

@@ -6,7 +6,6 @@ folder is resumed from its checkpoint.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ from rftkit.config import RunConfig
 from rftkit.errors import DivergedError, UserError
 from rftkit.files import writing
 from rftkit.guard import sole_writer
+from rftkit.paths import learned_tasks
 from rftkit.runs import RunFolder
 from rftkit.study.plan import Job, Protocol, hours
-from rftkit.study.records import RecordFiles, condense, folder_of, sha256
+from rftkit.study.records import RecordFiles, condense, sha256
 
 
 class TimeUpError(Exception):
@@ -138,10 +138,9 @@ class Study:
 
     def _learned(self, tasks: Sequence[str]) -> None:
         """Raise UserError where the model has not learned a task: before hours of the others."""
-        recipe = folder_of(str(self.protocol.common.get("model", "tiny"))) / "pretrain.json"
-        if not recipe.is_file():
+        known = learned_tasks(str(self.protocol.common.get("model", "tiny")))
+        if known is None:
             return
-        known = json.loads(recipe.read_text(encoding="utf-8"))["tasks"]
         asked = tasks or self.protocol.tasks
         if missing := [task for task in asked if task not in known]:
             able = ",".join(task for task in asked if task in known)
