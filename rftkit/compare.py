@@ -26,6 +26,7 @@ from rftkit.metrics import bootstrap_ci
 from rftkit.runs import RunFolder, write_text
 
 WATCH_SECONDS = 2.0  # between looks at the run folders, whose records are read whole each time
+_OWN_METRICS = ("gamed",)  # which a task may add (`Task.extra_metrics`)
 # Slow constraints first, so that no worker is left with a long run at the end.
 _SLOW_FIRST = ("random-edit", "dynamic", "fresh", "identity", "kl", "none")
 
@@ -97,6 +98,7 @@ def summarise(
                 [max(r["gold_reward"] for r in m if r["gold_reward"] is not None) for m in metrics]
             ),
             "start_gold_reward": fmean(m[0]["gold_reward"] for m in metrics),
+            **{k: _spread([m[k] for m in last]) for k in _OWN_METRICS if k in last[0]},
             "edit_ratio": [_ends(m, "edit_ratio") for m in metrics],
             "tokens": fmean(sum(row["tokens"] or 0 for row in m[:-1]) for m in metrics),
             "seconds_per_step": fmean(seconds) if seconds else None,

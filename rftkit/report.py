@@ -20,21 +20,27 @@ _BLOCK = re.compile(
 
 def markdown(summary: dict[str, Any]) -> str:
     """One summary as a Markdown table; means over seeds, with the lowest and highest seed."""
-    seeds = len(summary["seeds"])
-    lines = [
-        "| constraint | gold reward, end | best on the way | degenerate | KL (nats) | s/step |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, method in summary["methods"].items():
+    seeds, methods = len(summary["seeds"]), summary["methods"]
+    gamed = all("gamed" in method for method in methods.values())
+    heads = ["constraint", "gold reward, end", "best on the way", "task − gold", "degenerate"]
+    heads += [*(["gamed"] if gamed else []), "KL (nats)", "s/step"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, method in methods.items():
         gold = method["gold_reward"]
         spread = (
             f" ({min(gold['per_seed']):.2f} to {max(gold['per_seed']):.2f})" if seeds > 1 else ""
         )
-        lines.append(
-            f"| {_name(name, method['coef'])} | {gold['mean']:.2f}{spread} "
-            f"| {method['best_gold_reward']['mean']:.2f} | {method['degenerate']['mean']:.1%} "
-            f"| {method['kl']['mean']:.1f} | {method['seconds_per_step']:.2f} |"
-        )
+        cells = [
+            _name(name, method["coef"]),
+            f"{gold['mean']:.2f}{spread}",
+            f"{method['best_gold_reward']['mean']:.2f}",
+            f"{method['task_reward']['mean'] - gold['mean']:.2f}",
+            f"{method['degenerate']['mean']:.1%}",
+            *([f"{method['gamed']['mean']:.1%}"] if gamed else []),
+            f"{method['kl']['mean']:.1f}",
+            f"{method['seconds_per_step']:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     start = summary["methods"]["none"]["start_gold_reward"]
     lines.append("")
     lines.append(

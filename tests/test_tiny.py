@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from rftkit import UserError, load_policy, load_task
 from rftkit.paths import TINY_MODEL
+from rftkit.tiny import corpus
 from rftkit.tiny.corpus import DRAFT_KINDS, batch, draft_pair, example, stage_at
 from rftkit.tiny.pretrain import RECIPES, PretrainConfig, _schedule, example_ids, pretrain
 from rftkit.tiny.quality import measure
@@ -118,10 +119,21 @@ def test_later_stages_show_drafts_of_other_prompts_and_more_walks_than_refined_o
     assert 0.45 < sum(e.draft is None for e in walks) / len(walks) < 0.75
 
 
-def test_the_joint_recipe_falls_from_a_plateau_and_the_other_in_cosines() -> None:
+def test_a_late_stage_turns_to_the_task_that_lags(monkeypatch) -> None:
+    tasks = [load_task(name) for name in RECIPES["joint"].tasks]
+    monkeypatch.setattr(corpus, "example", lambda task, rng, stage: task.name)
+    for step, wanted in ((5000, [16, 32, 32]), (6900, [20, 40, 20])):
+        shown = batch(tasks, 80, 0, step, "joint")
+        assert [shown.count(name) for name in TASKS] == wanted
+
+
+def test_the_joint_recipe_joins_its_knots_and_the_other_falls_in_cosines() -> None:
     joint, dialogue = ([_schedule(s, r) for s in range(r.steps)] for r in (
         RECIPES["joint"], RECIPES["dialogue"]
     ))  # fmt: skip
+    assert joint[0] == 0.01
     assert joint[100:4900] == [1.0] * 4800
+    assert joint[6850] == 0.6 > joint[6799] == pytest.approx(0.301)
+    assert joint[6850:] == sorted(joint[6850:], reverse=True)
     assert 0 < joint[-1] < 0.001
     assert dialogue[2199] < 0.02 < 0.39 < dialogue[2200]

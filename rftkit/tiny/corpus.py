@@ -20,11 +20,13 @@ class Stage:
 
     kinds: of drafts. answers: of all examples, by task, where it is not ANSWERS. foreign: of the
     drafts of WHOLE_KINDS, those written for another prompt: they teach to copy, not to solve.
+    tasks: names in turn, where they are not those of the recipe.
     """
 
     kinds: dict[str, float]
     answers: dict[str, float] = field(default_factory=dict)
     foreign: float = 0.0
+    tasks: tuple[str, ...] = ()
 
 
 # What is shown from a step of pre-training on. Of the examples, `answers` (by task) are responses,
@@ -66,6 +68,20 @@ CURRICULA: dict[str, dict[int, Stage]] = {
             },
             answers={"game": 0.6},
             foreign=0.25,
+        ),
+        # Copying programs is what lags: their numbers come from the prompt, not from the draft.
+        6800: Stage(
+            {
+                "clean": 0.22,
+                "unusual": 0.26,
+                "edits": 0.14,
+                "flood": 0.10,
+                "overstep": 0.10,
+                "scattered": 0.18,
+            },
+            answers={"game": 0.5},
+            foreign=0.5,
+            tasks=("dialogue", "code", "game", "code", "dialogue", "code", "game", "code"),
         ),
     },
 }
@@ -146,6 +162,9 @@ def batch(
 ) -> list[Example]:
     """Batch number `step` of a seed's endless corpus, the tasks in turn."""
     rng, stage = random.Random(f"{seed} {step}"), stage_at(step, curriculum)
+    if stage.tasks:
+        known = {task.name: task for task in tasks}
+        tasks = [known[name] for name in stage.tasks]
     return [example(tasks[i % len(tasks)], rng, stage) for i in range(size)]
 
 

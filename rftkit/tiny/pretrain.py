@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
@@ -41,7 +42,7 @@ class PretrainConfig:
     seed: int = 0
     steps: int = 4400
     restarts: tuple[int, ...] = (2200, 3200)  # steps at which the learning rate rises again
-    decay: float = 0.0  # the last share of the steps, in which it falls from a plateau; 0 = cosines
+    knots: tuple[tuple[int, float], ...] = ()  # or: (step, share of its peak), lines in between
     batch: int = 64  # examples a step
     micro_batches: int = 3  # sorted by length, so that little is padding
     lr: float = 3e-3  # peak of AdamW
@@ -64,9 +65,9 @@ RECIPES = {
     "joint": PretrainConfig(
         tasks=("dialogue", "code", "game", "code", "game"),
         curriculum="joint",
-        steps=7600,
+        steps=11_200,
         restarts=(),
-        decay=0.35,
+        knots=((0, 0.01), (99, 1.0), (4940, 1.0), (6799, 0.301), (6850, 0.6), (11_200, 0.0)),
         batch=80,
         micro_batches=6,
         vocab_size=768,
@@ -208,13 +209,13 @@ def _optimisers(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.o
 def _schedule(step: int, config: PretrainConfig) -> float:
     """The learning rate's share of its peak.
 
-    Warm-up, then a plateau and a straight way down, or a cosine and shorter, lower ones (Loshchilov
-    and Hutter's restarts).
+    Straight lines between the knots; without knots a warm-up, then a cosine and shorter, lower ones
+    (Loshchilov and Hutter's restarts).
     """
+    if config.knots:
+        return float(np.interp(step, *zip(*config.knots, strict=True)))
     if step < config.warmup:
         return (step + 1) / config.warmup
-    if config.decay:
-        return min(1.0, (config.steps - step) / (config.decay * config.steps))
     starts = [start for start in (config.warmup, *config.restarts) if start <= step]
     end = min(start for start in (*config.restarts, config.steps) if start > step)
     share = (step - starts[-1]) / max(1, end - starts[-1])
