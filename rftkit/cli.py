@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -141,9 +140,6 @@ def _parser() -> _Parser:
     )  # fmt: skip
     pretrain.add_argument(
         "--out", type=Path, required=True, help="folder; an unfinished one is resumed"
-    )
-    pretrain.add_argument(
-        "--recipe", default="dialogue", help="dialogue, as shipped; joint: all tasks, unfinished"
     )
     pretrain.add_argument("--seed", type=int, default=0, help="decides corpus and first weights")
     pretrain.add_argument("--steps", type=int, default=0, help="updates; 0 = the recipe's own")
@@ -283,14 +279,11 @@ def _estimate(arguments: Arguments) -> None:
 
 def _pretrain(arguments: Arguments) -> None:
     from rftkit.allocator import keep_freed_memory
-    from rftkit.tiny.pretrain import RECIPES, pretrain, write_card
+    from rftkit.tiny.pretrain import PretrainConfig, pretrain, write_card
 
     keep_freed_memory()
-    recipe = RECIPES.get(arguments.recipe)
-    if recipe is None:
-        raise UserError(f"recipe: {arguments.recipe!r} is unknown; choose {' or '.join(RECIPES)}")
     steps = {"steps": arguments.steps} if arguments.steps else {}
-    config = replace(recipe, seed=arguments.seed, **steps)
+    config = PretrainConfig(seed=arguments.seed, **steps)
     folder = pretrain(config, arguments.out)
     write_card(folder, config.tasks)
     print((folder / "README.md").read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from rftkit.decoding import PART_TOKENS
 from rftkit.errors import UserError
 from rftkit.instruct import EXAMPLES, RULES
 from rftkit.models import compute_dtype, native
-from rftkit.paths import TINY_MODEL
+from rftkit.paths import model_source
 from rftkit.tasks import task_of
 from rftkit.tasks.base import instructed
 
@@ -315,7 +315,7 @@ def _response(config: RunConfig) -> int:
 
 def _rules(model: str) -> int:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_path(model))
+        tokenizer = AutoTokenizer.from_pretrained(model_source(model))
     except (OSError, ValueError):
         return UNKNOWN_RULES
     texts = [RULES, *(text for example in EXAMPLES for text in example)]
@@ -327,7 +327,7 @@ def _prompt_lengths(config: RunConfig, prompt_tokens: int) -> tuple[int, int]:
     if prompt_tokens:
         return prompt_tokens, prompt_tokens
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_path(config.model))
+        tokenizer = AutoTokenizer.from_pretrained(model_source(config.model))
         task = task_of(config)
         told = "" if native(tokenizer) else task.instruction
         prompts = instructed(task.prompts("train"), told)
@@ -343,7 +343,7 @@ def read_shape(model: str) -> Shape:
     Raises UserError where there is none, or none of a decoder.
     """
     try:
-        return shape_of(AutoConfig.from_pretrained(_path(model)))
+        return shape_of(AutoConfig.from_pretrained(model_source(model)))
     except (OSError, ValueError, AttributeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"model: {model!r} has no usable config.json ({first})") from None
@@ -371,10 +371,6 @@ def shape_of(settings: Any) -> Shape:
         matrices=matrices,
         other=sum(p.numel() for p in net.parameters()) - sum(i * o for i, o in matrices),
     )
-
-
-def _path(model: str) -> str:
-    return str(TINY_MODEL) if model == "tiny" else model
 
 
 def _fit(

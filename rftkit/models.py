@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from rftkit.chat import encode_chat, encode_text
 from rftkit.errors import UserError
-from rftkit.paths import TINY_MODEL, learned_tasks
+from rftkit.paths import learned_tasks, model_source
 from rftkit.state import reading
 
 log = logging.getLogger("rftkit")
@@ -227,7 +227,7 @@ def _supported(precision: str, device: torch.device) -> str:
 
 
 def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, Any]:
-    path = str(TINY_MODEL) if model == "tiny" else model
+    path = model_source(model)
     dtype = compute_dtype(precision, device)
     options: dict[str, Any] = {"dtype": dtype}
     if precision == "nf4":

@@ -8,9 +8,14 @@ DATA = next(p for p in (_PACKAGE.parent / "data", _PACKAGE / "data") if p.is_dir
 TINY_MODEL = DATA / "models" / "tiny"
 
 
+def model_source(model: str) -> str:
+    """What transformers loads: the folder of "tiny", the embedded model; else the name as it is."""
+    return str(TINY_MODEL) if model == "tiny" else model
+
+
 def model_folder(model: str) -> Path:
-    """Where a local model lies; "tiny" is the embedded one."""
-    return TINY_MODEL if model == "tiny" else Path(model)
+    """Where a local model lies."""
+    return Path(model_source(model))
 
 
 def learned_tasks(model: str) -> frozenset[str] | None:

@@ -1,5 +1,6 @@
 """The embedded model: its corpus, its recipe, and the figures on its card."""
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -12,7 +13,7 @@ from rftkit import UserError, load_policy, load_task
 from rftkit.paths import TINY_MODEL
 from rftkit.tiny import corpus
 from rftkit.tiny.corpus import DRAFT_KINDS, batch, draft_pair, example, stage_at
-from rftkit.tiny.pretrain import RECIPES, PretrainConfig, _schedule, example_ids, pretrain
+from rftkit.tiny.pretrain import PretrainConfig, example_ids, pretrain
 from rftkit.tiny.quality import measure
 
 TASKS = ("dialogue", "code", "game")
@@ -82,7 +83,7 @@ def test_the_shipped_model_is_small_safe_and_carries_its_recipe() -> None:
     assert sum(files.values()) < 10e6
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
     recipe = json.loads((TINY_MODEL / "pretrain.json").read_text())
-    assert recipe == json.loads(json.dumps(vars(RECIPES["dialogue"])))
+    assert recipe == json.loads(json.dumps(vars(PretrainConfig())))
 
 
 @pytest.mark.parametrize("name", CARD)
@@ -109,7 +110,7 @@ def test_the_card_holds_what_was_measured_and_a_fresh_measurement_agrees() -> No
 
 
 def test_later_stages_show_drafts_of_other_prompts_and_more_walks_than_refined_ones() -> None:
-    task, late = load_task("dialogue"), stage_at(5000, "joint")
+    task, late = load_task("dialogue"), stage_at(5000)
     rng = random.Random(4)
     shown = [example(task, rng, late) for _ in range(600)]
     kept = [e for e in shown if e.draft is not None and e.draft == e.target]
@@ -120,20 +121,23 @@ def test_later_stages_show_drafts_of_other_prompts_and_more_walks_than_refined_o
 
 
 def test_a_late_stage_turns_to_the_task_that_lags(monkeypatch) -> None:
-    tasks = [load_task(name) for name in RECIPES["joint"].tasks]
+    tasks = [load_task(name) for name in PretrainConfig().tasks]
     monkeypatch.setattr(corpus, "example", lambda task, rng, stage: task.name)
     for step, wanted in ((5000, [16, 32, 32]), (6900, [20, 40, 20])):
-        shown = batch(tasks, 80, 0, step, "joint")
+        shown = batch(tasks, 80, 0, step)
         assert [shown.count(name) for name in TASKS] == wanted
+    assert set(batch(tasks[:1], 8, 0, 6900)) == {"dialogue"}
 
 
-def test_the_joint_recipe_joins_its_knots_and_the_other_falls_in_cosines() -> None:
-    joint, dialogue = ([_schedule(s, r) for s in range(r.steps)] for r in (
-        RECIPES["joint"], RECIPES["dialogue"]
-    ))  # fmt: skip
-    assert joint[0] == 0.01
-    assert joint[100:4900] == [1.0] * 4800
-    assert joint[6850] == 0.6 > joint[6799] == pytest.approx(0.301)
-    assert joint[6850:] == sorted(joint[6850:], reverse=True)
-    assert 0 < joint[-1] < 0.001
-    assert dialogue[2199] < 0.02 < 0.39 < dialogue[2200]
+def test_the_learning_rate_follows_its_knots(tmp_path: Path, monkeypatch) -> None:
+    seen: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args):
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    knots = ((0, 0.0), (2, 1.0), (6, 0.0))
+    pretrain(dataclasses.replace(SMALL, knots=knots, lr=0.1), tmp_path, progress=False)
+    assert seen == pytest.approx([0.0, 0.05, 0.1, 0.075, 0.05, 0.025])

@@ -29,61 +29,46 @@ class Stage:
     tasks: tuple[str, ...] = ()
 
 
+ANSWERS = 0.3
+_EARLY = {"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overstep": 0.18}
 # What is shown from a step of pre-training on. Of the examples, `answers` (by task) are responses,
 # the rest refine a draft of some kind: "edits" are 1-4 random edits, "flood" is the task's own
 # degeneracy, "overstep" its beginning: at the limit of good form, or one step over it. "scattered"
 # has what is too much anywhere, which is harder to see, so it comes late. Walks are refined well
-# early on, and crossing a map is what takes practice: so the game turns to answers.
-ANSWERS = 0.3
-_EARLY = {"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overstep": 0.18}
-CURRICULA: dict[str, dict[int, Stage]] = {
-    "dialogue": {
-        0: Stage(_EARLY),
-        3200: Stage(
-            {
-                "clean": 0.16,
-                "unusual": 0.18,
-                "edits": 0.18,
-                "flood": 0.12,
-                "overstep": 0.10,
-                "scattered": 0.26,
-            }
-        ),
-    },
-    "joint": {
-        0: Stage(_EARLY),
-        2600: Stage(
-            {"clean": 0.22, "unusual": 0.22, "edits": 0.22, "flood": 0.16, "overstep": 0.18},
-            answers={"game": 0.6},
-            foreign=0.5,
-        ),
-        4000: Stage(
-            {
-                "clean": 0.18,
-                "unusual": 0.20,
-                "edits": 0.18,
-                "flood": 0.12,
-                "overstep": 0.10,
-                "scattered": 0.22,
-            },
-            answers={"game": 0.6},
-            foreign=0.25,
-        ),
-        # Copying programs is what lags: their numbers come from the prompt, not from the draft.
-        6800: Stage(
-            {
-                "clean": 0.22,
-                "unusual": 0.26,
-                "edits": 0.14,
-                "flood": 0.10,
-                "overstep": 0.10,
-                "scattered": 0.18,
-            },
-            answers={"game": 0.5},
-            foreign=0.5,
-            tasks=("dialogue", "code", "game", "code", "dialogue", "code", "game", "code"),
-        ),
-    },
+# early on, and crossing a map is what takes practice: so the game turns to answers. Copying
+# programs takes longest: their numbers come from the prompt unless other drafts forbid it.
+STAGES: dict[int, Stage] = {
+    0: Stage(_EARLY),
+    2600: Stage(
+        {"clean": 0.22, "unusual": 0.22, "edits": 0.22, "flood": 0.16, "overstep": 0.18},
+        answers={"game": 0.6},
+        foreign=0.5,
+    ),
+    4000: Stage(
+        {
+            "clean": 0.18,
+            "unusual": 0.20,
+            "edits": 0.18,
+            "flood": 0.12,
+            "overstep": 0.10,
+            "scattered": 0.22,
+        },
+        answers={"game": 0.6},
+        foreign=0.25,
+    ),
+    6800: Stage(
+        {
+            "clean": 0.22,
+            "unusual": 0.26,
+            "edits": 0.14,
+            "flood": 0.10,
+            "overstep": 0.10,
+            "scattered": 0.18,
+        },
+        answers={"game": 0.5},
+        foreign=0.5,
+        tasks=("dialogue", "code", "game", "code", "dialogue", "code", "game", "code"),
+    ),
 }
 DRAFT_KINDS = (*_EARLY, "scattered")
 # Drafts which tell what was meant.
@@ -151,25 +136,21 @@ def _foreign_pair(
     return None
 
 
-def stage_at(step: int, curriculum: str) -> Stage:
-    """What a curriculum shows at a step."""
-    stages = CURRICULA[curriculum]
-    return stages[max(start for start in stages if start <= step)]
+def stage_at(step: int) -> Stage:
+    """What is shown at a step."""
+    return STAGES[max(start for start in STAGES if start <= step)]
 
 
-def batch(
-    tasks: Sequence[Task], size: int, seed: int, step: int, curriculum: str = "dialogue"
-) -> list[Example]:
+def batch(tasks: Sequence[Task], size: int, seed: int, step: int) -> list[Example]:
     """Batch number `step` of a seed's endless corpus, the tasks in turn."""
-    rng, stage = random.Random(f"{seed} {step}"), stage_at(step, curriculum)
-    if stage.tasks:
-        known = {task.name: task for task in tasks}
-        tasks = [known[name] for name in stage.tasks]
-    return [example(tasks[i % len(tasks)], rng, stage) for i in range(size)]
+    rng, stage = random.Random(f"{seed} {step}"), stage_at(step)
+    known = {task.name: task for task in tasks}
+    turns = [known[name] for name in stage.tasks if name in known] or tasks
+    return [example(turns[i % len(turns)], rng, stage) for i in range(size)]
 
 
-def texts(tasks: Sequence[Task], count: int, seed: int, curriculum: str = "dialogue") -> list[str]:
+def texts(tasks: Sequence[Task], count: int, seed: int) -> list[str]:
     """Texts for the tokenizer: prompts, drafts and targets of `count` examples a task."""
-    rng, stage = random.Random(f"{seed} tokenizer"), stage_at(0, curriculum)
+    rng, stage = random.Random(f"{seed} tokenizer"), stage_at(0)
     examples = [example(task, rng, stage) for task in tasks for _ in range(count)]
     return [t for e in examples for t in (e.prompt.text, e.draft or "", e.target)]

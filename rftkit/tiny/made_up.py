@@ -54,6 +54,27 @@ def instruct_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def random_config(
+    tokenizer: Any, kind: str = "qwen2", hidden: int = 64, **changed: Any
+) -> LlamaConfig | Qwen2Config:
+    """Two layers of an architecture in KINDS; `changed` replaces any field of its configuration."""
+    fields = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 2 * hidden,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    config: LlamaConfig | Qwen2Config = KINDS[kind][0](**(fields | changed))
+    return config
+
+
 def save_random(
     folder: str | Path, tokenizer: Any = None, kind: str = "qwen2", hidden: int = 64
 ) -> str:
@@ -62,22 +83,8 @@ def save_random(
     tokenizer: `instruct_tokenizer()` unless given. kind: a name in KINDS.
     """
     tokenizer = tokenizer or instruct_tokenizer()
-    config_class, model_class = KINDS[kind]
-    config = config_class(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=2 * hidden,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
     torch.manual_seed(0)
-    model = model_class(config)
+    model = KINDS[kind][1](random_config(tokenizer, kind, hidden))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -37,42 +37,26 @@ from rftkit.tiny.tokenizer import train_tokenizer
 class PretrainConfig:
     """Everything that decides the weights."""
 
-    tasks: tuple[str, ...] = ("dialogue",)  # in turn; named twice, a task is shown twice as often
-    curriculum: str = "dialogue"  # of corpus.CURRICULA: what is shown when
+    # In turn; named twice, a task is shown twice as often. A late stage has its own (corpus.STAGES).
+    tasks: tuple[str, ...] = ("dialogue", "code", "game", "code", "game")
     seed: int = 0
-    steps: int = 4400
-    restarts: tuple[int, ...] = (2200, 3200)  # steps at which the learning rate rises again
-    knots: tuple[tuple[int, float], ...] = ()  # or: (step, share of its peak), lines in between
-    batch: int = 64  # examples a step
-    micro_batches: int = 3  # sorted by length, so that little is padding
+    steps: int = 11_200
+    # (step, share of its peak) of the learning rate, straight lines in between
+    knots: tuple[tuple[int, float], ...] = (
+        (0, 0.01), (99, 1.0), (4940, 1.0), (6799, 0.301), (6850, 0.6), (11_200, 0.0)
+    )  # fmt: skip
+    batch: int = 80  # examples a step
+    micro_batches: int = 6  # sorted by length, so that little is padding
     lr: float = 3e-3  # peak of AdamW
     muon_lr: float = 1e-2  # peak of Muon
-    warmup: int = 100  # steps
     weight_decay: float = 0.1
-    vocab_size: int = 512
+    vocab_size: int = 768
     hidden: int = 192
     layers: int = 4
     heads: int = 6
     intermediate: int = 512
     context: int = 512
     save_every: int = 200
-
-
-# "dialogue" made the shipped model. "joint" is for all three tasks at once, and is not done: see
-# the figures at its end before you use it.
-RECIPES = {
-    "dialogue": PretrainConfig(),
-    "joint": PretrainConfig(
-        tasks=("dialogue", "code", "game", "code", "game"),
-        curriculum="joint",
-        steps=11_200,
-        restarts=(),
-        knots=((0, 0.01), (99, 1.0), (4940, 1.0), (6799, 0.301), (6850, 0.6), (11_200, 0.0)),
-        batch=80,
-        micro_batches=6,
-        vocab_size=768,
-    ),
-}
 
 
 def pretrain(config: PretrainConfig, out: Path, progress: bool = True) -> Path:
@@ -88,10 +72,10 @@ def pretrain(config: PretrainConfig, out: Path, progress: bool = True) -> Path:
         return _train(config, tasks, out, progress)
 
 
-def write_card(folder: Path, tasks: Sequence[str], prompts: int = 256) -> dict[str, Any]:
+def write_card(folder: Path, tasks: Sequence[str], prompts: int = 128) -> dict[str, Any]:
     """Measure the model in `folder` on held-out prompts; write quality.json and the model card."""
     policy = load_policy(str(folder), "nf4", "cpu")
-    figures = {name: measure(policy, load_task(name), prompts) for name in tasks}
+    figures = {n: measure(policy, load_task(n), prompts) for n in dict.fromkeys(tasks)}
     write_text(folder / "quality.json", json.dumps(figures, indent=1) + "\n")
     write_text(folder / "README.md", card(figures, facts(folder)))
     return figures
@@ -130,11 +114,12 @@ def _train(config: PretrainConfig, tasks: Sequence[Task], out: Path, progress: b
         range(done, config.steps), "pretrain", config.steps, initial=done, disable=not progress
     )
     for step in bar:
+        share = float(np.interp(step, *zip(*config.knots, strict=True)))
         for optimiser, peak in zip(optimisers, (config.muon_lr, config.lr), strict=True):
             for group in optimiser.param_groups:
-                group["lr"] = peak * _schedule(step, config)
+                group["lr"] = peak * share
         with whole_step() as stop:
-            examples = batch(tasks, config.batch, config.seed, step, config.curriculum)
+            examples = batch(tasks, config.batch, config.seed, step)
             loss = _update(model, tokenizer, optimisers, examples, config.micro_batches)
         bar.set_postfix(loss=f"{loss:.3f}")
         if not math.isfinite(loss):
@@ -206,23 +191,6 @@ def _optimisers(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.o
     ]
 
 
-def _schedule(step: int, config: PretrainConfig) -> float:
-    """The learning rate's share of its peak.
-
-    Straight lines between the knots; without knots a warm-up, then a cosine and shorter, lower ones
-    (Loshchilov and Hutter's restarts).
-    """
-    if config.knots:
-        return float(np.interp(step, *zip(*config.knots, strict=True)))
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    starts = [start for start in (config.warmup, *config.restarts) if start <= step]
-    end = min(start for start in (*config.restarts, config.steps) if start > step)
-    share = (step - starts[-1]) / max(1, end - starts[-1])
-    peak = 1.0 if len(starts) == 1 else 0.4
-    return peak * (0.01 + 0.495 * (1 + math.cos(math.pi * share)))
-
-
 def _claim(path: Path, config: PretrainConfig) -> None:
     mine = json.loads(json.dumps(asdict(config)))
     if path.exists():
@@ -242,9 +210,7 @@ def _tokenizer(
     config: PretrainConfig, tasks: Sequence[Task], folder: Path
 ) -> PreTrainedTokenizerFast:
     if not folder.exists():
-        learned = train_tokenizer(
-            texts(tasks, 4000, config.seed, config.curriculum), config.vocab_size
-        )
+        learned = train_tokenizer(texts(tasks, 4000, config.seed), config.vocab_size)
         replace_folder(folder, learned.save_pretrained)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 

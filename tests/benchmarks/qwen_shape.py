@@ -12,25 +12,21 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
-from rftkit.tiny.made_up import instruct_tokenizer
+from rftkit.tiny.made_up import instruct_tokenizer, random_config
 
 
 def save(folder: Path, layers: int = 24, hidden: int = 896, vocab: int = 151_936) -> None:
     """Write weights (bf16) and tokenizer; heads are 64 wide, two of them for keys."""
     tokenizer = instruct_tokenizer()
-    config = Qwen2Config(
+    config = random_config(
+        tokenizer,
+        hidden=hidden,
         vocab_size=vocab,
-        hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=hidden // 64,
-        num_key_value_heads=2,
         intermediate_size=4864 * hidden // 896,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
     )
     torch.manual_seed(0)
     Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
