@@ -1,7 +1,8 @@
 """Specifications in words for the code domain: what they ask, and the tests that tell.
 
 A specification chains one to three known parts ("add 3, then square"). A third of the chains is
-held out: pre-training never shows them, the data in data/code consists of them alone.
+held out: pre-training never asks for them (a program with a slip may happen to be one), and the
+data in data/code asks for nothing else.
 How programs are written is the business of code_texts.py.
 """
 
@@ -119,7 +120,7 @@ def draw_chain(rng: random.Random) -> Chain:
 
 
 def held_out(chain: Chain) -> bool:
-    """Whether pre-training never shows this chain of kinds, whatever its constants."""
+    """Whether pre-training never asks for this chain of kinds, whatever its constants."""
     kinds = ">".join(part.kind.name for part in chain)
     return len(chain) > 1 and zlib.crc32(f"{chain[0].kind.takes}:{kinds}".encode()) % 3 == 0
 
