@@ -37,7 +37,7 @@ from rftkit.tiny.tokenizer import train_tokenizer
 class PretrainConfig:
     """Everything that decides the weights."""
 
-    # In turn; named twice, a task is shown twice as often. A late stage has its own (corpus.STAGES).
+    # In turn; named twice, a task is shown twice as often. A late stage has its own list.
     tasks: tuple[str, ...] = ("dialogue", "code", "game", "code", "game")
     seed: int = 0
     steps: int = 11_200
