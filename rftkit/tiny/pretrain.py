@@ -114,7 +114,7 @@ def _train(config: PretrainConfig, tasks: Sequence[Task], out: Path, progress: b
         range(done, config.steps), "pretrain", config.steps, initial=done, disable=not progress
     )
     for step in bar:
-        share = float(np.interp(step, *zip(*config.knots, strict=True)))
+        share = float(np.interp(step, *np.transpose(config.knots)))
         for optimiser, peak in zip(optimisers, (config.muon_lr, config.lr), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = peak * share
