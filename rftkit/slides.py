@@ -223,11 +223,13 @@ def result(folder: Path) -> Slide:
     axis.set(xlabel="step", ylabel="gold reward (never trained on)", ylim=(0, 1.1 * top))
     label_ends(axis, *ends)
     said = ", ".join(f"{label} {value:.2f}" for label, (value, _) in ends[1].items())
+    seeds = len(runs["none"])
+    band = f"Mean of {seeds} seeds; the band goes from the lowest to the highest."
     return Slide(
         f"result-{task}",
         figure,
-        f"{task.capitalize()}: gold reward of {top:g}, at the end: {said}. Mean of "
-        f"{len(runs['none'])} seeds; the band goes from the lowest to the highest.",
+        f"{task.capitalize()}: gold reward of {top:g}, at the end: {said}. "
+        + (band if seeds > 1 else "One seed."),
         f"Gold reward against step for each constraint. At the end: {said}.",
     )
 
