@@ -20,27 +20,10 @@ _BLOCK = re.compile(
 
 def markdown(summary: dict[str, Any]) -> str:
     """One summary as a Markdown table; means over seeds, with the lowest and highest seed."""
-    seeds, methods = len(summary["seeds"]), summary["methods"]
-    gamed = all("gamed" in method for method in methods.values())
-    heads = ["constraint", "gold reward, end", "best on the way", "task − gold", "degenerate"]
-    heads += [*(["gamed"] if gamed else []), "KL (nats)", "s/step"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name, method in methods.items():
-        gold = method["gold_reward"]
-        spread = (
-            f" ({min(gold['per_seed']):.2f} to {max(gold['per_seed']):.2f})" if seeds > 1 else ""
-        )
-        cells = [
-            _name(name, method["coef"]),
-            f"{gold['mean']:.2f}{spread}",
-            f"{method['best_gold_reward']['mean']:.2f}",
-            f"{method['task_reward']['mean'] - gold['mean']:.2f}",
-            f"{method['degenerate']['mean']:.1%}",
-            *([f"{method['gamed']['mean']:.1%}"] if gamed else []),
-            f"{method['kl']['mean']:.1f}",
-            f"{method['seconds_per_step']:.2f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+    seeds = len(summary["seeds"])
+    rows = [_cells(name, method) for name, method in summary["methods"].items()]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (rows[0], *(r.values() for r in rows))]
+    lines.insert(1, "|---" * len(rows[0]) + "|")
     start = summary["methods"]["none"]["start_gold_reward"]
     lines.append("")
     lines.append(
@@ -48,6 +31,24 @@ def markdown(summary: dict[str, Any]) -> str:
         f"{seeds} seed{'s' if seeds > 1 else ''}; on held-out prompts."
     )
     return "\n".join(lines) + "\n"
+
+
+def _cells(name: str, method: dict[str, Any]) -> dict[str, str]:
+    """A method's row, by column."""
+    gold = method["gold_reward"]
+    low, high = min(gold["per_seed"]), max(gold["per_seed"])
+    spread = f" ({low:.2f} to {high:.2f})" if len(gold["per_seed"]) > 1 else ""
+    gamed = {"gamed": f"{method['gamed']['mean']:.1%}"} if "gamed" in method else {}
+    return {
+        "constraint": _name(name, method["coef"]),
+        "gold reward, end": f"{gold['mean']:.2f}{spread}",
+        "best on the way": f"{method['best_gold_reward']['mean']:.2f}",
+        "task − gold": f"{method['task_reward']['mean'] - gold['mean']:.2f}",
+        "degenerate": f"{method['degenerate']['mean']:.1%}",
+        **gamed,
+        "KL (nats)": f"{method['kl']['mean']:.1f}",
+        "s/step": f"{method['seconds_per_step']:.2f}",
+    }
 
 
 def fill(text: str) -> str:

@@ -208,7 +208,7 @@ def collapse(folder: Path) -> Slide:
         figure,
         f"{task.capitalize()}, no constraint: the task reward ends at "
         f"{reached['task reward']:.2f}, the gold reward at {reached['gold reward']:.2f} of {top:g} "
-        f"(mean of {len(runs['none'])} seeds).",
+        f"({_averaged(runs)}).",
         "Task reward and gold reward against step, without a constraint: from some step on they "
         "part.",
     )
@@ -223,13 +223,12 @@ def result(folder: Path) -> Slide:
     axis.set(xlabel="step", ylabel="gold reward (never trained on)", ylim=(0, 1.1 * top))
     label_ends(axis, *ends)
     said = ", ".join(f"{label} {value:.2f}" for label, (value, _) in ends[1].items())
-    seeds = len(runs["none"])
-    band = f"Mean of {seeds} seeds; the band goes from the lowest to the highest."
+    band = "; the band goes from the lowest to the highest" if len(runs["none"]) > 1 else ""
     return Slide(
         f"result-{task}",
         figure,
         f"{task.capitalize()}: gold reward of {top:g}, at the end: {said}. "
-        + (band if seeds > 1 else "One seed."),
+        f"{_averaged(runs).capitalize()}{band}.",
         f"Gold reward against step for each constraint. At the end: {said}.",
     )
 
@@ -278,6 +277,11 @@ def refinement(folder: Path) -> Slide | None:
         f"The policy wrote: {visible(row['response'])} "
         f"The refiner wrote: {visible(row['refined'])}",
     )
+
+
+def _averaged(runs: dict[str, list[RunFolder]]) -> str:
+    seeds = len(runs["none"])
+    return f"mean of {seeds} seeds" if seeds > 1 else "one seed"
 
 
 def _recorded(folder: Path) -> tuple[str, float, dict[str, list[RunFolder]]]:

@@ -41,6 +41,8 @@ def test_a_collapse_ends_at_the_recorded_rewards(folder: Path) -> None:
     shown = [line.get_ydata()[-1] for line in slide.figure.axes[0].lines]
     np.testing.assert_allclose(shown, [ends[k]["mean"] for k in ("task_reward", "gold_reward")])
     assert f"ends at {ends['task_reward']['mean']:.2f}" in slide.caption
+    seeds = len(ends["gold_reward"]["per_seed"])
+    assert (f"mean of {seeds} seeds" if seeds > 1 else "one seed") in slide.caption
 
 
 @each_task

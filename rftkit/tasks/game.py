@@ -140,7 +140,10 @@ class Game(Task):
 
 
 class GamePlain(Game):
-    """The counter-example without the bonus: only the goal pays, so nothing can be farmed."""
+    """Without the bonus only the goal pays, so nothing can be farmed.
+
+    Moves past the goal still cost nothing: lists without an end may grow here too.
+    """
 
     name = "game-plain"
     bonus = 0.0
