@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +50,28 @@ class Slide:
     alt: str
 
 
-def story(runs: Path = DATA / "runs") -> list[Slide]:
-    """All slides in the order of the lessons; `runs` has a folder with summary.json for each task.
+def story(runs: Path = DATA / "runs") -> Iterator[Slide]:
+    """All slides in the order of the lessons, each drawn when its turn comes.
 
-    Raises UserError where there is no recorded comparison.
+    `runs` has a folder with summary.json for each task. Raises UserError where there is none.
     """
     folders = sorted(path.parent for path in runs.glob("*/summary.json"))
     if not folders:
         raise UserError(f"{runs}: no recorded comparison; make one with rftkit compare")
-    slides = [advantages()]
-    slides += [collapse(folder) for folder in folders]
-    slides += [leash(), *filter(None, map(refinement, folders)), tightening(), coefficients()]
-    slides += [slide for folder in folders for slide in (result(folder), relaxing(folder))]
-    return [Slide(f"{i:02}-{s.name}", s.figure, s.caption, s.alt) for i, s in enumerate(slides, 1)]
+    makers: list[Callable[[], Slide | None]] = [
+        advantages,
+        *(partial(collapse, folder) for folder in folders),
+        leash,
+        *(partial(refinement, folder) for folder in folders),
+        tightening,
+        coefficients,
+        *(partial(make, folder) for folder in folders for make in (result, relaxing)),
+    ]
+    drawn = filter(None, (make() for make in makers))
+    return (replace(slide, name=f"{i:02}-{slide.name}") for i, slide in enumerate(drawn, 1))
 
 
-def write(slides: Sequence[Slide], out: Path) -> None:
+def write(slides: Iterable[Slide], out: Path) -> None:
     """PNG and SVG of each slide, and README.md with captions and texts; figures are closed."""
     out.mkdir(parents=True, exist_ok=True)
     parts = ["# Figures for slides\n"]

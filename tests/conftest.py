@@ -1,7 +1,9 @@
 """Nothing in the tests reaches for the network or a screen, and property tests repeat exactly."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 # Set before any test module imports torch, transformers or matplotlib.
@@ -11,3 +13,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 settings.register_profile("rftkit", deadline=None, derandomize=True)
 settings.load_profile("rftkit")
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_closed() -> Iterator[None]:
+    """Pyplot keeps figures until they are closed, and warns when there are many."""
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
