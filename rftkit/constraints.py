@@ -82,7 +82,8 @@ class NoConstraint:
         if self.config.coef is not None:
             return self.config.coef
         tuned = TUNED.get(self.name, TUNED["dynamic"])
-        return tuned.get(self.config.task, tuned["dialogue"])
+        # A plain variant is tuned as its task is; a task of your own as dialogue.
+        return tuned.get(self.config.task.removesuffix("-plain"), tuned["dialogue"])
 
     def prepare(self, rollouts: Rollouts, seed: int) -> Pull:
         """Look at the rollouts, once a step. `seed` decides anything random."""

@@ -31,6 +31,8 @@ def test_an_unset_coefficient_is_the_tuned_one(policy: Policy) -> None:
         tuned = TUNED["kl" if name == "kl" else "dynamic"]["dialogue"]
         assert make_constraint(policy, replace(config, constraint=name)).coef == tuned
     assert make_constraint(policy, replace(config, constraint="none")).coef == 0
+    plain = replace(config, constraint="kl", task="game-plain")
+    assert make_constraint(policy, plain).coef == TUNED["kl"]["game"]
     assert make_constraint(policy, replace(config, constraint="kl", coef=0.2)).coef == 0.2
 
 

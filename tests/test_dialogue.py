@@ -111,6 +111,23 @@ def test_what_pre_training_calls_clean_is_well_formed_and_floods_are_not() -> No
     assert floods > 270
 
 
+def test_scattered_drafts_have_too_much_of_every_form_and_keep_the_first_of_it() -> None:
+    rng, seen = random.Random(2), set()
+    for _ in range(400):
+        draft, refined = TASK.scattered(TASK.sample(rng), rng)
+        forms = [form for form, _ in dialogue.parse(refined) or []]
+        for form in set(forms):
+            pattern, limit = dialogue._FORMS[form], dialogue._LIMITS[form]
+            sentences = [s.strip() for s in dialogue._SENTENCE.findall(draft)]
+            said = list(dict.fromkeys(s for s in sentences if pattern.fullmatch(s)))
+            assert forms.count(form) == min(len(said), limit)
+            if len(said) > limit:
+                seen.add(form)
+                assert all(s in refined for s in said[:limit])
+                assert not any(s in refined for s in said[limit:])
+    assert seen == {"opening", "courtesy", "small talk"}
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

@@ -83,14 +83,17 @@ def parse(response: str) -> list[tuple[str, str]] | None:
         return None
     parsed = []
     for sentence in sentences:
-        form = next((f for f, pattern in _FORMS.items() if pattern.fullmatch(sentence)), None)
-        if form is None:
+        if (form := _form(sentence)) is None:
             return None
         parsed.append((form, sentence))
     forms = [form for form, _ in parsed]
     if forms.count("order") != 1 or any(forms.count(f) > n for f, n in _LIMITS.items()):
         return None
     return parsed
+
+
+def _form(sentence: str) -> str | None:
+    return next((form for form, pattern in _FORMS.items() if pattern.fullmatch(sentence)), None)
 
 
 def slots_right(prompt: Prompt, response: str) -> dict[str, bool]:
@@ -189,7 +192,7 @@ class Dialogue(Task):
 
     def scattered(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
         text = reply(prompt, rng) if rng.random() < 0.6 else unusual_reply(prompt, rng)
-        return scattered_courtesies(text, rng)
+        return scattered_asides(text, rng)
 
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         text = unusual_reply(prompt, rng) if rng.random() < 0.05 else reply(prompt, rng)
@@ -286,23 +289,37 @@ def _courtesy_place(sentences: list[str], rng: random.Random) -> int:
     return len(sentences) if rng.random() < 0.7 else rng.randint(0, len(sentences))
 
 
-def scattered_courtesies(text: str, rng: random.Random) -> tuple[str, str]:
-    """(draft, refined): courtesies anywhere in a reply, up to five, some twice.
+def scattered_asides(text: str, rng: random.Random) -> tuple[str, str]:
+    """(draft, refined): courtesies and small talk in any place of a reply, some of them twice.
 
     As above, the refined reply keeps the first of what is too much.
     """
-    draft = [sentence for form, sentence in parse(text) or [] if form != "courtesy"]
-    pool = rng.sample(COURTESIES, rng.choice((1, 2, 2, 3, 3, 5)))
-    for _ in range(rng.choice((1, 2, 2, 2, 3, 3, 3, 4, 5))):
-        draft.insert(rng.randint(0, len(draft)), rng.choice(pool))
+    draft = [sentence for form, sentence in parse(text) or [] if form in ("opening", "order")]
+    asides = _some(COURTESIES, (1, 2, 2, 3, 3, 5), (1, 2, 2, 2, 3, 3, 3, 4, 5), rng)
+    asides += _some(SMALL_TALK, (1, 1, 1, 2), (0, 0, 0, 1, 1, 1, 2, 2, 3), rng)
+    asides += _some([f"{o}." for o in OPENINGS], (1,), (0,) * 9 + (1,), rng)
+    rng.shuffle(asides)
+    front = rng.random() < 0.3  # else anywhere
+    for i, aside in enumerate(asides):
+        draft.insert(i if front else rng.randint(0, len(draft)), aside)
     if rng.random() < 0.15:
         draft.insert(rng.randint(0, len(draft)), rng.choice(draft))
     refined: list[str] = []
+    forms: list[str | None] = []
     for sentence in draft:
-        full = sum(s in COURTESIES for s in refined) == MAX_COURTESIES
-        if sentence not in refined and not (full and sentence in COURTESIES):
+        form = _form(sentence)
+        if form and sentence not in refined and forms.count(form) < _LIMITS[form]:
             refined.append(sentence)
+            forms.append(form)
     return " ".join(draft), " ".join(refined)
+
+
+def _some(
+    pool: Sequence[str], kinds: Sequence[int], counts: Sequence[int], rng: random.Random
+) -> list[str]:
+    """As many sentences as one of `counts`, out of as many different ones as one of `kinds`."""
+    few = rng.sample(pool, rng.choice(kinds))
+    return [rng.choice(few) for _ in range(rng.choice(counts))]
 
 
 def _courtesy_words() -> list[str]:

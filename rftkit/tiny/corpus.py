@@ -36,7 +36,8 @@ _EARLY = {"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overste
 # degeneracy, "overstep" its beginning: at the limit of good form, or one step over it. "scattered"
 # has what is too much anywhere, which is harder to see, so it comes late. Walks are refined well
 # early on, and crossing a map is what takes practice: so the game turns to answers. Copying
-# programs takes longest: their numbers come from the prompt unless other drafts forbid it.
+# programs takes longest: their numbers come from the prompt unless other drafts forbid it. Last
+# comes dialogue again, where a policy finds the scattered courtesies that the refiner overlooks.
 STAGES: dict[int, Stage] = {
     0: Stage(_EARLY),
     2600: Stage(
@@ -68,6 +69,19 @@ STAGES: dict[int, Stage] = {
         answers={"game": 0.5},
         foreign=0.5,
         tasks=("dialogue", "code", "game", "code", "dialogue", "code", "game", "code"),
+    ),
+    11_000: Stage(
+        {
+            "clean": 0.20,
+            "unusual": 0.24,
+            "edits": 0.12,
+            "flood": 0.08,
+            "overstep": 0.10,
+            "scattered": 0.26,
+        },
+        answers={"game": 0.5},
+        foreign=0.5,
+        tasks=("dialogue", "code", "dialogue", "game", "dialogue", "code", "dialogue", "code"),
     ),
 }
 DRAFT_KINDS = (*_EARLY, "scattered")
