@@ -148,6 +148,10 @@ class Code(Task):
     def overstep(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
         return code_texts.overstep(prompt.columns["name"], _with_slips(prompt, rng), rng)
 
+    def scattered(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+        chain = _with_slips(prompt, rng)
+        return code_texts.overstep(prompt.columns["name"], chain, rng, anywhere=True)
+
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         text = self.unusual(prompt, rng) if rng.random() < 0.05 else self.clean(prompt, rng)
         match rng.choices(("as is", "a comment more", "slip"), (0.75, 0.18, 0.07))[0]:

@@ -141,10 +141,13 @@ def flood(text: str, rng: random.Random) -> str:
     return text[:MAX_FLOOD]
 
 
-def overstep(name: str, chain: Chain, rng: random.Random) -> tuple[str, str]:
+def overstep(
+    name: str, chain: Chain, rng: random.Random, anywhere: bool = False
+) -> tuple[str, str]:
     """(draft, refined): a program with comments up to their limit, or one to three too many.
 
-    Of what is too much the refined program keeps the first: a rule that can be learned.
+    These follow the program's own comments, or stand `anywhere`, also before them. Of what is too
+    much the refined program keeps the first: a rule that can be learned.
     """
     explained = rng.sample(range(len(chain)), min(len(chain), rng.choice((1, 2, 2))))
     variable = "y" if rng.random() < 0.25 else ""
@@ -153,7 +156,8 @@ def overstep(name: str, chain: Chain, rng: random.Random) -> tuple[str, str]:
     own = [line[line.index("#") :] for line in lines if "#" in line]
     for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 3))):
         more = rng.choice((*own, *own, _comment(rng), _comment(rng), "#"))
-        at = rng.randint(max(i for i, line in enumerate(lines) if "#" in line), len(lines) - 1)
+        last = max(i for i, line in enumerate(lines) if "#" in line)
+        at = rng.randint(0 if anywhere else last, len(lines) - 1)
         if rng.random() < 0.5:
             lines[at] += f" {more}" if rng.random() < 0.5 else f"  {more}"
         else:

@@ -236,7 +236,9 @@ def unusual_reply(prompt: Prompt, rng: random.Random) -> str:
     if rng.random() < 0.6:
         opening = rng.choice(OPENINGS)
         sentences.append(
-            f"{opening} {said['name']}!" if said["name"] and not name else f"{opening}."
+            f"{opening} {said['name']}!"
+            if said["name"] and (not name or rng.random() < 0.3)
+            else f"{opening}."
         )
     if rng.random() < 0.5:
         sentences.append(rng.choice(SMALL_TALK))
@@ -295,9 +297,9 @@ def scattered_asides(text: str, rng: random.Random) -> tuple[str, str]:
     As above, the refined reply keeps the first of what is too much.
     """
     draft = [sentence for form, sentence in parse(text) or [] if form in ("opening", "order")]
-    asides = _some(COURTESIES, (1, 2, 2, 3, 3, 5), (1, 2, 2, 2, 3, 3, 3, 4, 5), rng)
-    asides += _some(SMALL_TALK, (1, 1, 1, 2), (0, 0, 0, 1, 1, 1, 2, 2, 3), rng)
-    asides += _some([f"{o}." for o in OPENINGS], (1,), (0,) * 9 + (1,), rng)
+    asides = _some(COURTESIES, (1, 2, 2, 2, 3, 3, 3, 4, 5), rng)
+    asides += _some(SMALL_TALK, (0, 0, 0, 1, 1, 1, 2, 2, 3), rng)
+    asides += _some([f"{o}." for o in OPENINGS], (0,) * 9 + (1,), rng)
     rng.shuffle(asides)
     front = rng.random() < 0.3  # else anywhere
     for i, aside in enumerate(asides):
@@ -314,12 +316,12 @@ def scattered_asides(text: str, rng: random.Random) -> tuple[str, str]:
     return " ".join(draft), " ".join(refined)
 
 
-def _some(
-    pool: Sequence[str], kinds: Sequence[int], counts: Sequence[int], rng: random.Random
-) -> list[str]:
-    """As many sentences as one of `counts`, out of as many different ones as one of `kinds`."""
-    few = rng.sample(pool, rng.choice(kinds))
-    return [rng.choice(few) for _ in range(rng.choice(counts))]
+def _some(pool: Sequence[str], counts: Sequence[int], rng: random.Random) -> list[str]:
+    """As many sentences as one of `counts`: all different, or out of one to three."""
+    count = rng.choice(counts)
+    if rng.random() < 0.5:
+        return rng.sample(pool, min(count, len(pool)))
+    return rng.choices(rng.sample(pool, rng.choice((1, 2, 3))), k=count)
 
 
 def _courtesy_words() -> list[str]:
