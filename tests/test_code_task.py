@@ -312,6 +312,15 @@ def test_floods_are_never_well_formed_and_range_from_light_to_total(
     assert sum(m > 6 for m in marks) > 100
 
 
+def test_scattered_comments_stand_before_the_programs_own_as_well(
+    task: Code, samples: list[Prompt]
+) -> None:
+    rng = random.Random(6)
+    for make, anywhere in ((task.overstep, False), (task.scattered, True)):
+        drafts = [make(prompt, rng)[0] for prompt in samples]
+        assert any("#" in draft.split("\n")[0] for draft in drafts) == anywhere
+
+
 def test_demonstrations_are_imperfect_on_purpose(task: Code, samples: list[Prompt]) -> None:
     rng = random.Random(5)
     texts = [task.demonstrate(prompt, rng) for prompt in samples]

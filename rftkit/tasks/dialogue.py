@@ -297,13 +297,14 @@ def scattered_asides(text: str, rng: random.Random) -> tuple[str, str]:
     As above, the refined reply keeps the first of what is too much.
     """
     draft = [sentence for form, sentence in parse(text) or [] if form in ("opening", "order")]
-    asides = _some(COURTESIES, (1, 2, 2, 2, 3, 3, 3, 4, 5), rng)
-    asides += _some(SMALL_TALK, (0, 0, 0, 1, 1, 1, 2, 2, 3), rng)
+    asides = _some(COURTESIES, (1, 2, 2, 3, 3, 3, 3, 4, 5), rng)
+    asides += _some(SMALL_TALK, (0, 0, 1, 1, 1, 1, 2, 2, 3), rng)
     asides += _some([f"{o}." for o in OPENINGS], (0,) * 9 + (1,), rng)
     rng.shuffle(asides)
-    front = rng.random() < 0.3  # else anywhere
+    place = rng.choices(("front", "anywhere", "end"), (0.2, 0.4, 0.4))[0]
     for i, aside in enumerate(asides):
-        draft.insert(i if front else rng.randint(0, len(draft)), aside)
+        anywhere = rng.randint(0, len(draft))
+        draft.insert({"front": i, "anywhere": anywhere, "end": len(draft)}[place], aside)
     if rng.random() < 0.15:
         draft.insert(rng.randint(0, len(draft)), rng.choice(draft))
     refined: list[str] = []
