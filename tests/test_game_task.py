@@ -207,14 +207,12 @@ def test_one_panel_a_path_shows_where_each_response_leads() -> None:
         "reference\n6 moves: goal",
         "refined response\n2 moves: hole",
     ]
-    plt.close("all")
 
 
 def test_paths_are_drawn_into_given_axes() -> None:
-    figure, axes = plt.subplots(1, 2)
+    _, axes = plt.subplots(1, 2)
     assert draw_paths(OPEN, {"policy": "down", "reference": ""}, list(axes)) == list(axes)
     assert axes[1].get_title() == "reference\n0 moves: not at the goal"
-    plt.close(figure)
 
 
 def test_prompt_spells_every_cell() -> None:

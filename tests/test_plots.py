@@ -51,7 +51,6 @@ def test_each_panel_has_each_constraint_once_in_its_colour(runs) -> None:
         assert len(labels) == len(expected)
     mean = shown[PANELS[0][1]].lines[0].get_ydata()
     np.testing.assert_allclose(mean, series(runs["none"], "gold_reward")[1].mean(0))
-    plt.close(figure)
 
 
 def test_the_picture_is_written(runs, tmp_path: Path) -> None:
@@ -67,7 +66,6 @@ def test_refining_cost_shows_each_step_of_each_seed(runs) -> None:
     seeds = len(runs["dynamic"])
     assert dots.get_offsets()[:, 1].tolist() == [1.0 + step for step in range(7)] * seeds
     assert by_step.lines[0].get_ydata().tolist() == [20.0] * 7
-    plt.close(figure)
 
 
 def test_rewards_below_zero_stay_on_the_axes(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 from hostile import ATTACKS, record
 from small import model_folder
@@ -144,7 +143,6 @@ def test_in_figures(text: str) -> None:
     bars(axis, [text.replace("\ud83d", "")], {"policy": ([1.0], "dynamic")}, "probability")
     lines(axis, [0, 1], {text.replace("\ud83d", ""): ([0, 1], "kl")}, "step", "reward")
     figure.canvas.draw()  # mathtext that does not parse would raise here
-    plt.close(figure)
 
 
 @each_attack
