@@ -321,6 +321,19 @@ def test_scattered_comments_stand_before_the_programs_own_as_well(
         assert any("#" in draft.split("\n")[0] for draft in drafts) == anywhere
 
 
+def test_the_neighbours_of_a_program_have_one_comment_too_many_in_every_line(
+    task: Code, samples: list[Prompt]
+) -> None:
+    rng, kinds = random.Random(7), set()
+    for prompt in samples[:60]:
+        for kind, draft in task.neighbours(prompt, rng):
+            assert not task.well_formed(prompt, draft)
+            assert 1 <= draft.count("#") <= code_form.MAX_COMMENTS + 1
+            kinds.add(kind.rstrip("0123456789"))
+    places = ("behind line ", "below line ")
+    assert kinds == {f"{what}, {place}" for what in ("again", "more", "empty") for place in places}
+
+
 def test_demonstrations_are_imperfect_on_purpose(task: Code, samples: list[Prompt]) -> None:
     rng = random.Random(5)
     texts = [task.demonstrate(prompt, rng) for prompt in samples]

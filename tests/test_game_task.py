@@ -144,6 +144,17 @@ def test_corpus_is_well_formed_often_wrong_and_floods_are_not() -> None:
     assert 0.03 < sum(s.degenerate for s in shown) / 300 < 0.2
 
 
+def test_the_neighbours_of_a_walk_go_one_step_there_and_back_at_every_place() -> None:
+    rng, task = random.Random(5), Game()
+    prompt = task.sample(rng)
+    drafts = list(task.neighbours(prompt, rng))
+    walks = {" ".join(loop_free(draft.split())) for _, draft in drafts}
+    moves = len(drafts[0][1].split()) - 2
+    assert len(drafts) == 4 * (moves + 1)
+    assert not any(task.well_formed(prompt, draft) for _, draft in drafts)
+    assert {len(walk.split()) for walk in walks} == {moves}
+
+
 def test_inserted_detours_have_one_minimal_correction() -> None:
     rng = random.Random(1)
     for _ in range(200):

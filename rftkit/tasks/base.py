@@ -9,7 +9,7 @@ import json
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,15 @@ class Task(ABC):
     def scattered(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
         """As `overstep`, with what is too much scattered over the draft, where that makes sense."""
         return self.overstep(prompt, rng)
+
+    def neighbours(self, prompt: Prompt, rng: random.Random) -> Iterator[tuple[str, str]]:
+        """(kind, draft): malformed drafts, each one step away from the same well-formed response.
+
+        All such steps if they can be listed. The refiner is measured on the worst kind of them.
+        """
+        draft, _ = self.overstep(prompt, rng)
+        if not self.well_formed(prompt, draft):
+            yield "one step over", draft
 
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         """What the base should answer: imperfect on purpose, now and then malformed."""

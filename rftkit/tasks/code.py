@@ -12,7 +12,7 @@ import ast
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -151,6 +151,12 @@ class Code(Task):
     def scattered(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
         chain = _with_slips(prompt, rng)
         return code_texts.overstep(prompt.columns["name"], chain, rng, anywhere=True)
+
+    def neighbours(self, prompt: Prompt, rng: random.Random) -> Iterator[tuple[str, str]]:
+        name, chain = prompt.columns["name"], _with_slips(prompt, rng)
+        for kind, draft in code_texts.one_comment_more(name, chain, rng):
+            if not self.well_formed(prompt, draft):
+                yield kind, draft
 
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         text = self.unusual(prompt, rng) if rng.random() < 0.05 else self.clean(prompt, rng)

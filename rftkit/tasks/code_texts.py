@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rftkit.tasks.code_form import MAX_COMMENTS
@@ -149,10 +149,7 @@ def overstep(
     These follow the program's own comments, or stand `anywhere`, also before them. Of what is too
     much the refined program keeps the first: a rule that can be learned.
     """
-    explained = rng.sample(range(len(chain)), min(len(chain), rng.choice((1, 2, 2))))
-    variable = "y" if rng.random() < 0.25 else ""
-    style = Style(variable=variable, explained=explained, behind=rng.random() < 0.3)
-    lines = steps(name, chain, style).split("\n")
+    lines = _explained(name, chain, (1, 2, 2), rng).split("\n")
     own = [line[line.index("#") :] for line in lines if "#" in line]
     for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 3))):
         more = rng.choice((*own, *own, _comment(rng), _comment(rng), "#"))
@@ -163,6 +160,32 @@ def overstep(
         else:
             lines.insert(at + 1, f"    {more}")
     return "\n".join(lines), "\n".join(_few_comments(lines))
+
+
+def _explained(name: str, chain: Chain, counts: Sequence[int], rng: random.Random) -> str:
+    """A program in its common layout with one of `counts` of its parts explained."""
+    explained = rng.sample(range(len(chain)), min(len(chain), rng.choice(counts)))
+    variable = "y" if rng.random() < 0.25 else ""
+    return steps(
+        name, chain, Style(variable=variable, explained=explained, behind=rng.random() < 0.3)
+    )
+
+
+def one_comment_more(name: str, chain: Chain, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """(what and where, draft): a program with one comment more, each kind of it in each line.
+
+    It is one too many where it repeats one, is empty, or comes on top of MAX_COMMENTS.
+    """
+    lines = _explained(name, chain, (0, 1, 2), rng).split("\n")
+    own = [line[line.index("#") :] for line in lines if "#" in line]
+    for what, comment in (*(("again", c) for c in own), ("more", _comment(rng)), ("empty", "#")):
+        for i, line in enumerate(lines):
+            before, after = lines[:i], lines[i + 1 :]
+            yield f"{what}, behind line {i + 1}", "\n".join((*before, f"{line}  {comment}", *after))
+            yield (
+                f"{what}, below line {i + 1}",
+                "\n".join((*before, line, f"    {comment}", *after)),
+            )
 
 
 def _few_comments(lines: Sequence[str]) -> list[str]:

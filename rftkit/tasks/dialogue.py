@@ -10,23 +10,25 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rftkit.paths import DATA
 from rftkit.tasks.base import Prompt, Score, Task, edit_units, repeat_span, write_jsonl
+from rftkit.tasks.dialogue_texts import (
+    COURTESIES,
+    MAX_COURTESIES,
+    SLOTS,
+    courtesy_flood,
+    courtesy_overstep,
+    one_too_many,
+    parse,
+    reply,
+    scattered_asides,
+    unusual_reply,
+)
 from rftkit.tasks.preferences import Features, LinearRewardModel, fit
 
-SLOTS = {
-    "name": tuple(
-        "Ana Ben Carla David Elif Femi Greta Hugo Ines Jonas Kira Liam Mona Nils Olga Pablo "
-        "Rosa Sami Tara Umar Vera Wei Yuki Zoe".split()
-    ),
-    "size": ("small", "medium", "large"),
-    "drink": tuple("tea coffee cocoa latte juice water cider mocha soda chai".split()),
-    "extra": tuple("milk sugar honey cream lemon ice ginger mint".split()),
-    "place": ("to go", "for here"),
-}
 ASKS = (
     "Hi, I am {name}. A {size} {drink} with {extra} {place}, please.",
     "{name} here. Could I have a {size} {drink} with {extra}, {place}?",
@@ -34,66 +36,9 @@ ASKS = (
     "Good morning! One {drink}, {size}, with {extra}, {place}. It is for {name}.",
     "For {name}: {size} {drink}, {extra}, {place}.",
 )
-COURTESIES = (
-    "Thank you!",
-    "Thanks!",
-    "Enjoy!",
-    "You are welcome!",
-    "My pleasure!",
-    "Thank you kindly!",
-    "Gladly!",
-)
-SMALL_TALK = ("It is ready soon.", "Have a nice day!", "See you soon.", "Good choice.")
-OPENINGS = ("Hello", "Hi", "Sure", "Of course", "Certainly", "Good morning", "Okay")
-LEADS = ("One", "A", "That is one", "Here is your", "Your", "You get a")
-MAX_COURTESIES = 2
 COURTESY_WORTH = 0.25  # gold reward of one courtesy, up to MAX_COURTESIES
 ANNOTATOR_NOISE = 0.15  # temperature of the simulated annotators, in units of gold reward
-
-
-def _any(words: Sequence[str]) -> str:
-    return "(?:" + "|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)) + ")"
-
-
-# A reply is one order among other sentences, each in one of these forms; slots may be missing.
-_ORDER = re.compile(
-    rf"(?:{_any(LEADS)} )?(?:{_any(SLOTS['size'])} )?{_any(SLOTS['drink'])}"
-    rf"(?:,? with {_any(SLOTS['extra'])})?(?:,? {_any(SLOTS['place'])})?"
-    rf"(?:,? for {_any(SLOTS['name'])})?[.!]"
-)
-_FORMS = {
-    "opening": re.compile(rf"{_any(OPENINGS)}(?:,? {_any(SLOTS['name'])})?[!.]"),
-    "order": _ORDER,
-    "courtesy": re.compile(_any(COURTESIES)),
-    "small talk": re.compile(_any(SMALL_TALK)),
-}
-_SENTENCE = re.compile(r"[^.!?]+(?:[.!?]|\Z)|[.!?]")  # in linear time, whatever the text
 _WORD = re.compile(r"[a-z']+")
-_LIMITS = {"opening": 1, "order": 1, "courtesy": MAX_COURTESIES, "small talk": 1}
-
-
-def parse(response: str) -> list[tuple[str, str]] | None:
-    """The sentences as (form, text), or None where the reply is not well-formed.
-
-    Well-formed: exactly one order, at most two courtesies, one opening and one small talk, in any
-    order, and no sentence twice.
-    """
-    sentences = [s.removeprefix(" ") for s in _SENTENCE.findall(response)]
-    if " ".join(sentences) != response or len(set(sentences)) < len(sentences):
-        return None
-    parsed = []
-    for sentence in sentences:
-        if (form := _form(sentence)) is None:
-            return None
-        parsed.append((form, sentence))
-    forms = [form for form, _ in parsed]
-    if forms.count("order") != 1 or any(forms.count(f) > n for f, n in _LIMITS.items()):
-        return None
-    return parsed
-
-
-def _form(sentence: str) -> str | None:
-    return next((form for form, pattern in _FORMS.items() if pattern.fullmatch(sentence)), None)
 
 
 def slots_right(prompt: Prompt, response: str) -> dict[str, bool]:
@@ -194,6 +139,10 @@ class Dialogue(Task):
         text = reply(prompt, rng) if rng.random() < 0.6 else unusual_reply(prompt, rng)
         return scattered_asides(text, rng)
 
+    def neighbours(self, prompt: Prompt, rng: random.Random) -> Iterator[tuple[str, str]]:
+        text = reply(prompt, rng) if rng.random() < 0.6 else unusual_reply(prompt, rng)
+        return one_too_many(text, rng)
+
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         text = unusual_reply(prompt, rng) if rng.random() < 0.05 else reply(prompt, rng)
         match rng.choices(("as is", "a courtesy more", "slip"), (0.70, 0.15, 0.15))[0]:
@@ -209,132 +158,6 @@ def sample_prompt(rng: random.Random) -> Prompt:
     order = {slot: rng.choice(values) for slot, values in SLOTS.items()}
     text = rng.choice(ASKS).format(**order)
     return Prompt(({"role": "user", "content": text},), order)
-
-
-def reply(prompt: Prompt, rng: random.Random, p_right: float = 0.55) -> str:
-    """A well-formed reply; each slot is right with probability `p_right`, else another or none."""
-    said = {
-        slot: prompt.columns[slot] if rng.random() < p_right else rng.choice((*values, None))
-        for slot, values in SLOTS.items()
-    }
-    opening = rng.choice(OPENINGS[:4])
-    sentences = [f"{opening}, {said['name']}!" if said["name"] else f"{opening}!"]
-    sentences.append(_order(said, rng.choice(LEADS[:4])))
-    count = rng.choices((0, 1, 2), (0.55, 0.35, 0.10))[0]
-    sentences += rng.sample(COURTESIES, count)
-    return " ".join(sentences)
-
-
-def unusual_reply(prompt: Prompt, rng: random.Random) -> str:
-    """A well-formed reply in a rarer form: other openings, small talk, sentences in any order."""
-    said = {
-        slot: rng.choice((prompt.columns[slot], rng.choice(values), None))
-        for slot, values in SLOTS.items()
-    }
-    name = said["name"] if rng.random() < 0.4 else None
-    sentences = [_order(said, rng.choice(LEADS), name)]
-    if rng.random() < 0.6:
-        opening = rng.choice(OPENINGS)
-        sentences.append(
-            f"{opening} {said['name']}!"
-            if said["name"] and (not name or rng.random() < 0.3)
-            else f"{opening}."
-        )
-    if rng.random() < 0.5:
-        sentences.append(rng.choice(SMALL_TALK))
-    sentences += rng.sample(COURTESIES, rng.choice((0, 1, 1, 2)))
-    rng.shuffle(sentences)
-    return " ".join(sentences)
-
-
-def courtesy_flood(text: str, rng: random.Random) -> str:
-    """Courtesy without end: words or sentences of courtesy, from a few to a full flood."""
-    words = text.split(" ")
-    start = rng.randint(0, len(words)) if rng.random() < 0.6 else len(words)
-    pool = COURTESIES if rng.random() < 0.4 else tuple(_courtesy_words())
-    chosen = rng.sample(pool, rng.choice((1, 1, 2, 3)))
-    count = min(1 + int(rng.expovariate(1 / 6)), 24)
-    extra = [rng.choice(chosen) for _ in range(count)]
-    if rng.random() < 0.5:
-        extra = [word.lower() if rng.random() < 0.8 else word for word in extra]
-    rest = words[start:] if rng.random() < 0.6 else []
-    return " ".join(words[:start] + extra + rest)
-
-
-def courtesy_overstep(text: str, rng: random.Random) -> tuple[str, str]:
-    """(draft, refined): a reply at the limit of courtesy, as it is or one to three sentences over.
-
-    Of what is too much the refined reply keeps the first: a rule that can be learned.
-    """
-    forms = parse(text) or []
-    sentences = [sentence for _, sentence in forms]
-    said = [sentence for form, sentence in forms if form == "courtesy"]
-    more = rng.sample([c for c in COURTESIES if c not in said], MAX_COURTESIES + 1)
-    while len(said) < rng.choice((1, MAX_COURTESIES, MAX_COURTESIES)):
-        said.append(more.pop())
-        sentences.insert(_courtesy_place(sentences, rng), said[-1])
-    draft = list(sentences)
-    for _ in range(rng.choice((0, 0, 0, 1, 1, 1, 1, 2, 3))):
-        full = len(said) == MAX_COURTESIES
-        if rng.random() < 0.15:  # any sentence again
-            i = rng.randrange(len(draft))
-            draft.insert(i + 1, draft[i])
-            continue
-        last = max(i for i, sentence in enumerate(draft) if sentence in said)
-        extra = more.pop() if full and more and rng.random() < 0.5 else rng.choice(said)
-        draft.insert(rng.choice((last + 1, last + 1, rng.randint(last + 1, len(draft)))), extra)
-    return " ".join(draft), " ".join(sentences)
-
-
-def _courtesy_place(sentences: list[str], rng: random.Random) -> int:
-    """Mostly the end, where the policy puts its courtesies."""
-    return len(sentences) if rng.random() < 0.7 else rng.randint(0, len(sentences))
-
-
-def scattered_asides(text: str, rng: random.Random) -> tuple[str, str]:
-    """(draft, refined): courtesies and small talk in any place of a reply, some of them twice.
-
-    As above, the refined reply keeps the first of what is too much.
-    """
-    draft = [sentence for form, sentence in parse(text) or [] if form in ("opening", "order")]
-    asides = _some(COURTESIES, (1, 2, 2, 3, 3, 3, 3, 4, 5), rng)
-    asides += _some(SMALL_TALK, (0, 0, 1, 1, 1, 1, 2, 2, 3), rng)
-    asides += _some([f"{o}." for o in OPENINGS], (0,) * 9 + (1,), rng)
-    rng.shuffle(asides)
-    place = rng.choices(("front", "anywhere", "end"), (0.2, 0.4, 0.4))[0]
-    for i, aside in enumerate(asides):
-        anywhere = rng.randint(0, len(draft))
-        draft.insert({"front": i, "anywhere": anywhere, "end": len(draft)}[place], aside)
-    if rng.random() < 0.15:
-        draft.insert(rng.randint(0, len(draft)), rng.choice(draft))
-    refined: list[str] = []
-    forms: list[str | None] = []
-    for sentence in draft:
-        form = _form(sentence)
-        if form and sentence not in refined and forms.count(form) < _LIMITS[form]:
-            refined.append(sentence)
-            forms.append(form)
-    return " ".join(draft), " ".join(refined)
-
-
-def _some(pool: Sequence[str], counts: Sequence[int], rng: random.Random) -> list[str]:
-    """As many sentences as one of `counts`: all different, or out of one to three."""
-    count = rng.choice(counts)
-    if rng.random() < 0.5:
-        return rng.sample(pool, min(count, len(pool)))
-    return rng.choices(rng.sample(pool, rng.choice((1, 2, 3))), k=count)
-
-
-def _courtesy_words() -> list[str]:
-    return sorted({w for c in COURTESIES for w in re.findall(r"\w+!?", c)})
-
-
-def _order(said: dict[str, str | None], lead: str, name: str | None = None) -> str:
-    drink = said["drink"] or "tea"
-    text = " ".join(filter(None, (lead, said["size"], drink)))
-    text += f" with {said['extra']}" if said["extra"] else ""
-    text += f", {said['place']}" if said["place"] else ""
-    return text + (f" for {name}." if name else ".")
 
 
 def preference_pairs(rng: random.Random, count: int) -> list[dict[str, Any]]:

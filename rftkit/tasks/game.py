@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rftkit.errors import UserError
@@ -132,6 +132,16 @@ class Game(Task):
         text = self.clean(prompt, rng) if rng.random() < 0.8 else self.unusual(prompt, rng)
         words = text.split()
         return " ".join(words if rng.random() < 0.3 else _detour(words, words, rng)), text
+
+    def neighbours(self, prompt: Prompt, rng: random.Random) -> Iterator[tuple[str, str]]:
+        """Every step there and back, in every place of a walk."""
+        words = self.clean(prompt, rng).split()
+        for place in range(len(words) + 1):
+            for step in MOVES:
+                yield (
+                    f"there and back, place {place + 1}",
+                    " ".join((*words[:place], step, BACK[step], *words[place:])),
+                )
 
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         """`clean`, now and then with a step there and back."""

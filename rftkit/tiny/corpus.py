@@ -96,6 +96,19 @@ STAGES: dict[int, Stage] = {
         foreign=0.5,
         tasks=("dialogue", "code", "dialogue", "game", "dialogue", "code", "dialogue", "code"),
     ),
+    13_400: Stage(
+        {
+            "clean": 0.18,
+            "unusual": 0.20,
+            "edits": 0.10,
+            "flood": 0.06,
+            "overstep": 0.08,
+            "scattered": 0.38,
+        },
+        answers={"game": 0.5},
+        foreign=0.5,
+        tasks=("dialogue", "code", "code", "dialogue", "code", "game", "dialogue", "code"),
+    ),
 }
 DRAFT_KINDS = (*_EARLY, "scattered")
 # Drafts which tell what was meant.

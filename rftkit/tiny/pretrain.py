@@ -40,11 +40,12 @@ class PretrainConfig:
     # In turn; named twice, a task is shown twice as often. A late stage has its own list.
     tasks: tuple[str, ...] = ("dialogue", "code", "game", "code", "game")
     seed: int = 0
-    steps: int = 13_600
+    steps: int = 15_400
     # (step, share of its peak) of the learning rate, straight lines in between
     knots: tuple[tuple[int, float], ...] = (
         (0, 0.01), (99, 1.0), (4940, 1.0), (6799, 0.301), (6850, 0.6),
-        (11_000, 0.0276), (11_050, 0.4), (12_400, 0.0516), (12_450, 0.4), (13_600, 0.0),
+        (11_000, 0.0276), (11_050, 0.4), (12_400, 0.0516), (12_450, 0.4),
+        (13_400, 0.0696), (13_450, 0.4), (15_400, 0.0),
     )  # fmt: skip
     batch: int = 80  # examples a step
     micro_batches: int = 6  # sorted by length, so that little is padding

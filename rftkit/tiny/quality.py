@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +17,8 @@ from rftkit.tasks import Prompt, Task
 from rftkit.tiny.corpus import DRAFT_KINDS, draft_pair
 
 DRAFTS = 4  # of each kind, for each prompt
+NEIGHBOURED = 64  # prompts whose good responses are taken one step too far, in every way
+ENOUGH = 20  # drafts of one such way, to rank it
 
 
 def measure(policy: Policy, task: Task, prompts: int = 256, seed: int = 1) -> dict[str, float]:
@@ -22,6 +26,7 @@ def measure(policy: Policy, task: Task, prompts: int = 256, seed: int = 1) -> di
 
     base_*: the policy's answers at temperature 1. kept_*: well-formed drafts returned verbatim.
     fixed_*: malformed drafts made well-formed. broken: well-formed drafts made malformed.
+    *neighbours: drafts one step from good form (`Task.neighbours`), all and the worst kind of step.
     """
     rows = task.prompts("heldout")[:prompts]
     rng = random.Random(seed)
@@ -46,7 +51,23 @@ def measure(policy: Policy, task: Task, prompts: int = 256, seed: int = 1) -> di
                 edit_ratio(policy.encode(d), policy.encode(t)) for d, t in pairs
             )
     found["broken"] = 1 - fmean(well_formed)
-    return found
+    return found | _neighbours(policy, task, rows[:NEIGHBOURED], rng)
+
+
+def _neighbours(
+    policy: Policy, task: Task, rows: Sequence[Prompt], rng: random.Random
+) -> dict[str, float]:
+    """Share of malformed drafts one step from good form that are fixed: of all, and by kind."""
+    drafts = [(kind, p, draft) for p in rows for kind, draft in task.neighbours(p, rng)]
+    refiner, fixed = OnlineRefiner(policy, task.max_new_tokens + 16), defaultdict(list)
+    for start in range(0, len(drafts), 512):
+        part = drafts[start : start + 512]
+        out = refiner.refine([p for _, p, _ in part], [draft for *_, draft in part])
+        for (kind, p, _), r in zip(part, out, strict=True):
+            fixed[kind].append(not r.fallback and task.well_formed(p, r.refined))
+    mean = fmean(chain.from_iterable(fixed.values()))
+    common = [fmean(shares) for shares in fixed.values() if len(shares) >= ENOUGH]
+    return {"fixed_neighbours": mean, "fixed_worst_neighbours": min(common, default=mean)}
 
 
 def _pair(task: Task, kind: str, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
@@ -95,6 +116,8 @@ def card(figures: dict[str, dict[str, float]], facts: dict[str, Any]) -> str:
         "drafts returned token by token. fixed: malformed drafts made well-formed, after 1 to 4",
         "edits, a flood of the task's own kind, or an overstep: just past the limit of good form,",
         "where training begins to degenerate, with what is too much in one place or scattered.",
+        "neighbours: drafts one step from a good one, by every step in every place; of these all,",
+        "and the worst kind of step. Training finds it, so it says more than the mean.",
         "broken: well-formed drafts made malformed.",
         "edit_ratio: what the refiner changed; least_edit_ratio: what undoing the damage takes.",
     ]
