@@ -37,7 +37,7 @@ _EARLY = {"clean": 0.20, "unusual": 0.20, "edits": 0.24, "flood": 0.18, "overste
 # has what is too much anywhere, which is harder to see, so it comes late. Walks are refined well
 # early on, and crossing a map is what takes practice: so the game turns to answers. Copying
 # programs takes longest: their numbers come from the prompt unless other drafts forbid it. Last
-# comes dialogue again, where a policy finds the scattered courtesies that the refiner overlooks.
+# come dialogue and code again: there a policy finds what the refiner overlooks.
 STAGES: dict[int, Stage] = {
     0: Stage(_EARLY),
     2600: Stage(
