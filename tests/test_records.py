@@ -87,3 +87,17 @@ def test_code_and_game_come_out_as_the_readme_claims(task: str) -> None:
     for other in (none, kl):
         assert dynamic["gold_reward"]["mean"] - other["gold_reward"]["mean"] >= 0.1 * top
     assert none["degenerate"]["mean"] > 0.4
+
+
+def test_seed_0_ends_as_readme_and_lesson_05_say() -> None:
+    def golds(folder: str) -> list[float]:
+        rows = RunFolder(RUNS / folder / "dynamic-seed0").metrics()
+        return [row["gold_reward"] for row in rows if row["gold_reward"] is not None]
+
+    demo, text = golds("demo"), (DATA.parent / "README.md").read_text(encoding="utf-8")
+    assert f"on that seed it ends at {demo[-1]:.2f}" in text
+    assert demo[-1] >= 0.93 * 1.5
+    for earlier, end in (("fourth", 0.59), ("sixth", 0.10)):
+        rows = golds(f"earlier/{earlier}")
+        assert max(rows) > 1.4
+        assert rows[-1] == pytest.approx(end, abs=0.005)

@@ -26,7 +26,7 @@ from rftkit.study.run import Study
 from rftkit.tasks import load_task
 from rftkit.trainer import KEYS
 
-ONE = replace(PROTOCOL, tasks=("dialogue",))
+ONE = replace(PROTOCOL, steps={"dialogue": 200})
 TINY = {"model": model_folder(), "prompts": 2, "group": 2, "max_new_tokens": 4, "eval_prompts": 4,
         "eval_every": 1, "save_every": 1}  # fmt: skip
 
@@ -35,8 +35,8 @@ def small(model: str = "") -> Protocol:
     """Two runs: one tuning point, one result seed, of no constraint."""
     method = Method("none", "no constraint", "none", 0, "lr", (1e-3,), {"constraint": "none"})
     return Protocol(
-        tasks=("dialogue",), methods=(method,), variations=(), tuning_seeds=(100,),
-        result_seeds=(10,), first_steps=2, steps=2, kept=1,
+        steps={"dialogue": 2}, methods=(method,), variations=(), tuning_seeds=(100,),
+        result_seeds=(10,), kept=1,
         common=TINY | ({"model": model} if model else {}),
     )  # fmt: skip
 
@@ -74,8 +74,9 @@ def test_every_method_has_the_same_budget_on_every_task() -> None:
         steps[job.task, job.name] += job.steps
         if job.stage == "first" and job.name == "none":
             steps[job.task, "none-early"] += job.steps  # the same runs
-    assert len(steps) == len(PROTOCOL.tasks) * len(METHODS)
-    assert len(set(steps.values())) == 1
+    assert len(steps) == len(PROTOCOL.steps) * len(METHODS)
+    for task in PROTOCOL.steps:
+        assert len({steps[task, method.name] for method in METHODS}) == 1
     for method in METHODS:
         points = method.points()
         assert len(points) == len({tuple(p.items()) for p in points}) == 12

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from rftkit.config import RunConfig
-from rftkit.study.methods import BEST_KL, METHODS, TASKS, VARIATIONS, Method, Settings, Variation
+from rftkit.study.methods import BEST_KL, METHODS, STEPS, VARIATIONS, Method, Settings, Variation
 
 PARTS = ("tuning", "result", "why", "limits")
 GUESSED_SECONDS = 1.0  # a step, evaluations included, before any was measured
@@ -41,15 +41,17 @@ class Job:
 class Protocol:
     """Everything that decides the study."""
 
-    tasks: tuple[str, ...] = TASKS
+    steps: Mapping[str, int] = field(default_factory=lambda: STEPS)  # by task
     methods: tuple[Method, ...] = METHODS
     variations: tuple[Variation, ...] = VARIATIONS
     tuning_seeds: tuple[int, ...] = (100, 101)
     result_seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
-    first_steps: int = 100
-    steps: int = 200
     kept: int = 3  # points that the first stage passes on
     common: Settings = field(default_factory=lambda: {"model": "tiny", "precision": "nf4"})
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.steps)
 
     # The list of jobs
 
@@ -70,20 +72,20 @@ class Protocol:
             key = f"{task}/{of.slug}/{label}/seed{seed}"
             return Job(key, task, part, stage, of.name, at, seed, n, of.wave)
 
-        jobs = []
+        jobs, whole = [], self.steps[task]
         for m in self.methods:
             if not m.first_stage:
                 seed = self.tuning_seeds[0]
                 for i in range(len(m.points())):
-                    jobs.append(job("tuning", "first", m, i, seed, self.first_steps))
+                    jobs.append(job("tuning", "first", m, i, seed, whole // 2))
             for rank in range(self.kept):
                 for seed in self.tuning_seeds:
-                    jobs.append(job("tuning", "second", m, rank, seed, self.steps))
+                    jobs.append(job("tuning", "second", m, rank, seed, whole))
             for seed in self.result_seeds:
-                jobs.append(job("result", "result", m, 0, seed, self.steps))
+                jobs.append(job("result", "result", m, 0, seed, whole))
         for v in self.variations:
             for seed in v.seeds if task in v.tasks else ():
-                steps = v.settings.get("steps", self.steps)
+                steps = v.settings.get("steps", whole)
                 jobs.append(job(v.part, v.part, v, 0, seed, steps))
         return jobs
 
@@ -228,17 +230,11 @@ def describe(protocol: Protocol = PROTOCOL) -> str:
     tuning, result = (
         ", ".join(map(str, seeds)) for seeds in (protocol.tuning_seeds, protocol.result_seeds)
     )
-    budget = sum(job.steps for job in protocol.jobs() if _tunes_first(protocol, job))
+    steps = ", ".join(f"{task} {count}" for task, count in protocol.steps.items())
     told = (
-        f"Tuning seeds {tuning}; result seeds {result}. First stage: every point, "
-        f"{protocol.first_steps} steps, seed {protocol.tuning_seeds[0]}. Second stage: the best "
-        f"{protocol.kept}, {protocol.steps} steps, every tuning seed. That is {budget} steps of "
-        f"tuning for each method and task. Results: {protocol.steps} steps."
+        f"Tuning seeds {tuning}; result seeds {result}. Steps: {steps}. First stage: every point, "
+        f"half of the steps, seed {protocol.tuning_seeds[0]}. Second stage: the best "
+        f"{protocol.kept}, all steps, every tuning seed. Results: all steps."
     )
     lines += ["", told]
     return "\n".join(lines) + "\n"
-
-
-def _tunes_first(protocol: Protocol, job: Job) -> bool:
-    first = job.task == protocol.tasks[0] and job.name == protocol.methods[0].name
-    return first and job.part == "tuning"
