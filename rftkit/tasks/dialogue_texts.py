@@ -142,7 +142,7 @@ def courtesy_overstep(text: str, rng: random.Random) -> tuple[str, str]:
     more = rng.sample([c for c in COURTESIES if c not in said], MAX_COURTESIES + 1)
     while len(said) < rng.choice((1, MAX_COURTESIES, MAX_COURTESIES)):
         said.append(more.pop())
-        sentences.insert(_courtesy_place(sentences, rng), said[-1])
+        sentences.insert(_place(sentences, rng, at_end=0.7), said[-1])
     draft = list(sentences)
     for _ in range(rng.choice((0, 0, 0, 1, 1, 1, 1, 2, 3))):
         full = len(said) == MAX_COURTESIES
@@ -154,11 +154,6 @@ def courtesy_overstep(text: str, rng: random.Random) -> tuple[str, str]:
         extra = more.pop() if full and more and rng.random() < 0.5 else rng.choice(said)
         draft.insert(rng.choice((last + 1, last + 1, rng.randint(last + 1, len(draft)))), extra)
     return " ".join(draft), " ".join(sentences)
-
-
-def _courtesy_place(sentences: list[str], rng: random.Random) -> int:
-    """Mostly the end, where the policy puts its courtesies."""
-    return len(sentences) if rng.random() < 0.7 else rng.randint(0, len(sentences))
 
 
 def scattered_asides(text: str, rng: random.Random) -> tuple[str, str]:
@@ -174,7 +169,7 @@ def scattered_asides(text: str, rng: random.Random) -> tuple[str, str]:
             (rng.choice(draft), rng.choice(COURTESIES), rng.choice(SMALL_TALK), _opening(rng)),
             (0.40, 0.35, 0.15, 0.10),
         )[0]
-        draft.insert(_aside_place(draft, rng), extra)
+        draft.insert(_place(draft, rng), extra)
     refined: list[str] = []
     forms: list[str | None] = []
     for sentence in draft:
@@ -189,11 +184,11 @@ def one_too_many(text: str, rng: random.Random) -> Iterator[tuple[str, str]]:
     """(what and where, draft): a reply with one sentence too many, each such one in each place."""
     sentences = _filled([sentence for _, sentence in parse(text) or []], rng)
     more = [rng.choice(COURTESIES), rng.choice(SMALL_TALK), _opening(rng)]
-    for i, extra in enumerate((*sentences, *more)):
+    for extra in (*sentences, *more):
         what = f"{form_of(extra)} {'again' if extra in sentences else 'more'}"
         for place in range(len(sentences) + 1):
             draft = " ".join((*sentences[:place], extra, *sentences[place:]))
-            if place != i and parse(draft) is None:
+            if parse(draft) is None:
                 yield f"{what}, place {place + 1}", draft
 
 
@@ -205,13 +200,13 @@ def _filled(sentences: list[str], rng: random.Random) -> list[str]:
         if rng.random() < 0.5:
             new = rng.choice([sentence for sentence in pool if sentence not in filled])
             if sum(form_of(sentence) == form for sentence in filled) < LIMITS[form]:
-                filled.insert(_aside_place(filled, rng), new)
+                filled.insert(_place(filled, rng), new)
     return filled
 
 
-def _aside_place(sentences: list[str], rng: random.Random) -> int:
+def _place(sentences: list[str], rng: random.Random, at_end: float = 0.4) -> int:
     """Anywhere, though often the end, where the policy puts its courtesies."""
-    return len(sentences) if rng.random() < 0.4 else rng.randint(0, len(sentences))
+    return len(sentences) if rng.random() < at_end else rng.randint(0, len(sentences))
 
 
 def _opening(rng: random.Random) -> str:
