@@ -30,8 +30,8 @@ from rftkit.scoring import pad_rows, score_targets
 
 # Best of the recorded sweep on tuning seeds (data/runs), per task; used where coef is unset.
 TUNED: dict[str, dict[str, float]] = {
-    "kl": {"dialogue": 0.8, "code": 0.8, "game": 0.1},
-    "dynamic": {"dialogue": 3.0, "code": 3.0, "game": 2.0},
+    "kl": {"dialogue": 0.8, "code": 0.8, "game": 0.4},
+    "dynamic": {"dialogue": 3.0, "code": 3.0, "game": 1.0},
 }
 
 
