@@ -69,10 +69,7 @@ def test_the_dialogue_result_is_what_the_readme_claims() -> None:
     for other in (none, kl):
         for key in ("gold_reward", "best_gold_reward"):
             assert dynamic["gold_reward"]["mean"] - other[key]["mean"] >= 0.2 * top
-    # It was to fall to a fifth on every seed; on one it falls to 0.208 of the start.
-    starts, ends = zip(*dynamic["edit_ratio"], strict=True)
-    assert sum(ends) <= sum(starts) / 10
-    assert all(end <= start / 4 for start, end in dynamic["edit_ratio"])
+    assert all(end <= start / 5 for start, end in dynamic["edit_ratio"])
 
 
 @pytest.mark.parametrize("task", ["code", "game"])
