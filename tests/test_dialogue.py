@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 from collections import Counter
 from itertools import pairwise
 
@@ -12,7 +11,7 @@ import rftkit.tasks.dialogue as dialogue
 from rftkit import UserError, load_task
 from rftkit.paths import DATA
 from rftkit.tasks.base import Prompt, read_prompts
-from rftkit.tasks.dialogue_texts import LIMITS, form_of, parse
+from rftkit.tasks.dialogue_texts import LIMITS, form_of, parse, sentences_of
 
 TASK = load_task("dialogue")
 ORDER = {"name": "Ana", "size": "small", "drink": "tea", "extra": "milk", "place": "to go"}
@@ -120,7 +119,7 @@ def test_scattered_drafts_have_too_much_of_every_form_and_keep_the_first_of_it()
         draft, refined = TASK.scattered(TASK.sample(rng), rng)
         kept = [form for form, _ in parse(refined) or []]
         for form in set(kept):
-            said = list(dict.fromkeys(s for s in sentences(draft) if form_of(s) == form))
+            said = list(dict.fromkeys(s for s in sentences_of(draft) if form_of(s) == form))
             assert kept.count(form) == min(len(said), LIMITS[form])
             if len(said) > LIMITS[form]:
                 seen.add(form)
@@ -134,7 +133,7 @@ def test_scattered_drafts_often_take_one_step_from_good_form() -> None:
     rng, found = random.Random(3), Counter[str]()
     for _ in range(2000):
         draft, refined = TASK.scattered(TASK.sample(rng), rng)
-        said, kept = sentences(draft), sentences(refined)
+        said, kept = sentences_of(draft), sentences_of(refined)
         if len(said) != len(kept) + 1:
             continue
         courtesies = [i for i, s in enumerate(said) if form_of(s) == "courtesy"]
@@ -152,7 +151,7 @@ def test_the_neighbours_of_a_reply_have_one_sentence_too_many_in_every_place() -
     rng, kinds = random.Random(4), Counter[str]()
     for _ in range(40):
         for kind, draft in TASK.neighbours(TASK.sample(rng), rng):
-            said = sentences(draft)
+            said = sentences_of(draft)
             assert parse(draft) is None
             assert any(parse(" ".join(said[:i] + said[i + 1 :])) for i in range(len(said)))
             kinds[kind.split(",")[0]] += 1
@@ -161,10 +160,6 @@ def test_the_neighbours_of_a_reply_have_one_sentence_too_many_in_every_place() -
         "order more"
     }
     assert set(kinds) == whats
-
-
-def sentences(text: str) -> list[str]:
-    return re.findall(r"[^.!?]+[.!?]", text.replace("! ", "!").replace(". ", "."))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def parse(response: str) -> list[tuple[str, str]] | None:
     Well-formed: exactly one order, at most two courtesies, one opening and one small talk, in any
     order, and no sentence twice.
     """
-    sentences = [s.removeprefix(" ") for s in _SENTENCE.findall(response)]
+    sentences = sentences_of(response)
     if " ".join(sentences) != response or len(set(sentences)) < len(sentences):
         return None
     parsed = []
@@ -74,6 +74,11 @@ def parse(response: str) -> list[tuple[str, str]] | None:
     if forms.count("order") != 1 or any(forms.count(f) > n for f, n in LIMITS.items()):
         return None
     return parsed
+
+
+def sentences_of(text: str) -> list[str]:
+    """The text cut behind each mark that ends a sentence, without the space before each."""
+    return [sentence.removeprefix(" ") for sentence in _SENTENCE.findall(text)]
 
 
 def form_of(sentence: str) -> str | None:
