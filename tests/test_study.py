@@ -24,7 +24,7 @@ from rftkit.study.records import RecordFiles, condense, sha256
 from rftkit.study.report import text, write
 from rftkit.study.run import Study
 from rftkit.tasks import load_task
-from rftkit.trainer import KEYS
+from rftkit.trainer import KEYS, Trainer
 
 ONE = replace(PROTOCOL, steps={"dialogue": 200})
 TINY = {"model": model_folder(), "prompts": 2, "group": 2, "max_new_tokens": 4, "eval_prompts": 4,
@@ -265,6 +265,27 @@ def test_a_small_study_runs_resumes_and_reports(tmp_path: Path, capsys) -> None:
     )
     assert "REPORT.md" in study(out, kept, report=True, protocol=protocol)
     assert "1 of 1" not in (kept / "REPORT.md").read_text()
+
+
+def test_the_second_stage_goes_on_with_the_first(tmp_path: Path) -> None:
+    """And ends where a run from the start ends."""
+    protocol, out = small(), tmp_path / "out"
+    Study(protocol, out, tmp_path / "records").work(workers=1, progress=False)
+    first, second = (
+        RunFolder(out / "dialogue/none" / s / "seed100") for s in ("first0", "second0")
+    )
+    assert second.metrics()[0] == first.metrics()[0], "seconds included: the very same step"
+    whole = list(Trainer(second.config(), tmp_path / "whole").steps())
+    unlike = {"seconds"}
+    assert [{k: v for k, v in row.items() if k not in unlike} for row in second.metrics()] == [
+        {k: v for k, v in row.items() if k not in unlike}
+        for row in RunFolder(tmp_path / "whole").metrics()
+    ]
+    assert len(whole) == 3
+    assert second.samples() == RunFolder(tmp_path / "whole").samples()
+    other = replace(second.config(), lr=1.0, steps=3)
+    with pytest.raises(UserError, match="another lr"):
+        RunFolder.continuing(tmp_path / "other", other, second)
 
 
 def test_a_task_that_the_model_has_not_learned_is_told_first(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Steps of a run on each task: long enough that curves have settled or collapsed. The game is slow.
-STEPS = {"dialogue": 200, "code": 150, "game": 300}
+STEPS = {"dialogue": 160, "code": 120, "game": 240}
 TASKS = tuple(STEPS)
 LRS = (5e-4, 1e-3)
 BETAS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)

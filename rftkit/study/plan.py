@@ -34,6 +34,7 @@ class Job:
     place: int  # of its point in the grid, or its rank in the first stage
     seed: int
     steps: int
+    made: int  # of its steps, by the first stage's run with this point and seed
     wave: int
 
 
@@ -67,10 +68,12 @@ class Protocol:
         ]
 
     def _jobs(self, task: str) -> list[Job]:
-        def job(part: str, stage: str, of: Method | Variation, at: int, seed: int, n: int) -> Job:
+        def job(
+            part: str, stage: str, of: Method | Variation, at: int, seed: int, n: int, made: int = 0
+        ) -> Job:
             label = f"{stage}{at}" if stage in ("first", "second") else stage
             key = f"{task}/{of.slug}/{label}/seed{seed}"
-            return Job(key, task, part, stage, of.name, at, seed, n, of.wave)
+            return Job(key, task, part, stage, of.name, at, seed, n, made, of.wave)
 
         jobs, whole = [], self.steps[task]
         for m in self.methods:
@@ -80,7 +83,9 @@ class Protocol:
                     jobs.append(job("tuning", "first", m, i, seed, whole // 2))
             for rank in range(self.kept):
                 for seed in self.tuning_seeds:
-                    jobs.append(job("tuning", "second", m, rank, seed, whole))
+                    goes_on = seed == self.tuning_seeds[0] and not m.first_stage
+                    made = whole // 2 if goes_on else 0  # another's is evaluated at other steps
+                    jobs.append(job("tuning", "second", m, rank, seed, whole, made))
             for seed in self.result_seeds:
                 jobs.append(job("result", "result", m, 0, seed, whole))
         for v in self.variations:
@@ -113,6 +118,13 @@ class Protocol:
             return None
         whole = {"task": job.task, "steps": job.steps, "seed": job.seed} | self.common | chosen
         return RunConfig.from_dict(whole)
+
+    def shorter(self, job: Job, records: Records) -> str | None:
+        """Key of the first stage's run that made the job's first steps; None where none did."""
+        ranking = self.ranking(job.task, self.method(job.name), records) if job.made else None
+        if ranking is None:
+            return None
+        return f"{job.task}/{job.name}/first{ranking[job.place]}/seed{job.seed}"
 
     def _varied(self, job: Job, records: Records) -> Settings | None:
         own = (v for v in self.variations if v.name == job.name and job.task in v.tasks)
@@ -201,7 +213,7 @@ PROTOCOL = Protocol()
 def hours(jobs: Sequence[Job], seconds: Mapping[str, float] | None = None) -> float:
     """Core-hours of jobs, from seconds a step by task where they were measured."""
     known = seconds or {}
-    return sum(job.steps * known.get(job.task, GUESSED_SECONDS) for job in jobs) / 3600
+    return sum((job.steps - job.made) * known.get(job.task, GUESSED_SECONDS) for job in jobs) / 3600
 
 
 def describe(protocol: Protocol = PROTOCOL) -> str:
