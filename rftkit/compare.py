@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from rftkit.config import RunConfig
 from rftkit.errors import UserError
+from rftkit.guard import whole_step
 from rftkit.metrics import bootstrap_ci
 from rftkit.runs import RunFolder, write_text
 
@@ -159,7 +160,7 @@ def run_all(
     """Train each (config, run folder), several at a time; finished runs are kept.
 
     `run` trains one. `look` is called every two seconds with what the runs that ended gave, by
-    folder; what it raises ends the others, which save themselves first.
+    folder; what it raises ends the others, which save themselves first. So do Ctrl-C and SIGTERM.
     """
     for c, folder in jobs:  # settle every folder first: a clash is told before any work is done
         RunFolder.create(folder, c, resume=True)
@@ -172,6 +173,7 @@ def run_all(
     with (
         tqdm(total=sum(steps), desc=jobs[0][0].task, unit="step", disable=not progress) as bar,
         ProcessPoolExecutor(workers, context, _obey_the_parent) as pool,
+        whole_step() as stop,
     ):
         threads = 1 if workers > 1 else 0
         futures = [pool.submit(run, config, out, threads) for config, out in jobs]
@@ -185,6 +187,8 @@ def run_all(
 
         try:
             while not all(f.done() for f in futures):
+                if stop.requested:
+                    raise KeyboardInterrupt
                 watch()
                 wait(futures, timeout=WATCH_SECONDS, return_when=FIRST_EXCEPTION)
         except BaseException:
@@ -214,6 +218,7 @@ def _watch(bar: Any, jobs: Sequence[tuple[RunConfig, Path]], ended: Collection[P
 def _obey_the_parent() -> None:
     """In a worker: leave Ctrl-C to the parent, and end with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own is shared between processes, and would be left over
 
     def follow() -> None:
         parent = multiprocessing.parent_process()

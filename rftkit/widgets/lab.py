@@ -14,7 +14,7 @@ from rftkit.errors import UserError
 from rftkit.paths import DATA
 from rftkit.plots import COLOURS, LABELS, STYLES, series
 from rftkit.runs import RunFolder
-from rftkit.tasks import load_task
+from rftkit.tasks import REGISTRY, load_task
 from rftkit.widgets.parts import (
     Explorer,
     constraint_label,
@@ -111,7 +111,7 @@ class ConstraintLab(Explorer):
     """Two sweeps of one task with a slider each, and one for the step of the samples below."""
 
     def __init__(self, root: Path | str = DATA / "runs" / "tuning"):
-        sweeps = find_sweeps(root)
+        sweeps = sorted(find_sweeps(root), key=lambda s: [*REGISTRY, s.task].index(s.task))
         by_task: dict[str, list[Sweep]] = {}
         for sweep in sweeps:
             by_task.setdefault(sweep.task, []).append(sweep)

@@ -6,9 +6,11 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -292,6 +294,31 @@ def test_a_second_stop_is_obeyed_at_once_and_the_trainer_then_refuses(
         trainer.train(progress=False)
     train(tmp_path / "run", resume=True)
     assert records(tmp_path / "run") == records(whole)
+
+
+def test_a_comparison_that_is_asked_to_stop_saves_its_runs_and_says_one_line(
+    tmp_path: Path,
+) -> None:
+    settings = f"--model {model_folder()} --prompts 2 --group 2 --max-new-tokens 4"
+    settings += " --eval-prompts 2 --save-every 1000 --steps 1000"
+    command = [sys.executable, "-m", "rftkit.cli", "compare", "--constraints", "none,dynamic"]
+    out = tmp_path / "out"
+    command += [*settings.split(), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
+        begun = time.monotonic()
+        while job.poll() is None and len(list(out.glob("*/metrics.jsonl"))) < 2:
+            assert time.monotonic() - begun < 120
+            time.sleep(0.1)
+        job.send_signal(signal.SIGTERM)  # as a scheduler does; Ctrl-C takes the same way
+        told = job.communicate()[1]
+    assert job.returncode == 130, told
+    assert "rftkit: stopped; what was written stays, the same command goes on" in told
+    assert "Traceback" not in told
+    assert "resource_tracker" not in told
+    for folder in out.glob("*-seed0"):
+        rows = RunFolder(folder).metrics()
+        assert 0 < len(rows) < 1000
+        assert Trainer(RunFolder(folder).config(), folder, resume=True).done == len(rows)
 
 
 def test_training_works_outside_the_main_thread(tmp_path: Path, whole: Path) -> None:

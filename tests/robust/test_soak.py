@@ -134,6 +134,7 @@ def test_a_comparison_goes_on_after_a_stop(tmp_path: Path, number: int) -> None:
             if number == signal.SIGINT and job.returncode == 130:
                 assert "rftkit: stopped" in told
                 assert "Traceback" not in told
+                assert "resource_tracker" not in told
         for folder in out.glob("*-seed0"):
             RunFolder(folder).metrics()
     subprocess.run(small("compare", out, *options), check=True, **quiet)
