@@ -1,6 +1,7 @@
 """The study: its protocol is fair and deterministic, it resumes, it says what its records say."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -395,6 +396,32 @@ def test_the_report_works_on_whatever_is_there(part: str, tmp_path: Path) -> Non
     assert ("dynamic (4 of 5)" in report) == (part == "core")
     assert ("### Where it fails" in report) == (part == "all")
     assert (tmp_path / "frontiers-dialogue.png").exists() == (part != "nothing")
+
+
+def test_the_report_shows_what_the_refiner_changed(tmp_path: Path) -> None:
+    records = made_up(ONE, lambda job: job.wave > 0)
+    for seed, step, response in (
+        (10, 0, "one tea tea <script>"), (11, 5, "one tea"), (10, 199, "a\n\n**b** c"),
+    ):  # fmt: skip
+        records[f"dialogue/dynamic/result/seed{seed}"]["samples"].append(
+            {"step": step, "response": response, "refined": response.removesuffix(" c")}
+        )
+    assert "What the refiner changed" not in text(
+        ONE,
+        records
+        | {
+            f"dialogue/dynamic/result/seed{s}": records[f"dialogue/dynamic/result/seed{s}"]
+            | {"samples": []}
+            for s in range(10, 15)
+        },
+    )
+    records["dialogue/dynamic/result/seed10"]["samples"][0]["refined"] = "one tea <script>"
+    report = text(ONE, records)
+    (shown,) = report.partition("### What the refiner changed")[2:]
+    assert re.findall(r"<pre>step (\d+)", shown) == ["0", "199"], "11 changed nothing"
+    assert "&lt;script&gt;" in shown
+    assert "<script>" not in shown
+    assert 'line-through"> c</del>' in shown
 
 
 def test_the_readmes_block_is_made_from_the_records() -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from rftkit.metrics import bootstrap_ci, mean, paired_bootstrap
+from rftkit.metrics import bootstrap_ci, edit_ratio, mean, paired_bootstrap
 from rftkit.study.methods import DOSES, Method, Variation
 from rftkit.study.plan import Protocol, Record, Records
+from rftkit.tasks.base import units
 
 DEGENERATE_BAR = 0.03  # the goal for the dynamic constraint
 
@@ -108,6 +109,20 @@ def differences(protocol: Protocol, task: str, records: Records) -> list[Compare
             middle, (low, high) = paired_bootstrap(ours, theirs)
             found.append(Compared(f"dynamic − {label}", middle, low, high, len(seeds)))
     return found
+
+
+def telling(task: str, records: Records, count: int = 10) -> list[Record]:
+    """What the refiner changed under the dynamic constraint: of each part of the training, the
+    sample that it changed most, over all result seeds. Parts without a changed sample are left out.
+    """
+    found: dict[int, tuple[float, Record]] = {}
+    for row in results(task, "dynamic", records).values():
+        for sample in row["samples"]:
+            part = min(count - 1, count * sample["step"] // row["config"]["steps"])
+            ratio = edit_ratio(units(sample["response"]), units(sample["refined"]))
+            if ratio > found.get(part, (0.0, sample))[0]:
+                found[part] = ratio, sample
+    return [sample for _, (_, sample) in sorted(found.items())]
 
 
 def verdict(protocol: Protocol, task: str, records: Records) -> str:

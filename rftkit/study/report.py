@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rftkit.diff import text_diff, to_html
 from rftkit.files import write_text
 from rftkit.plots import save
 from rftkit.study.analysis import (
@@ -11,19 +12,24 @@ from rftkit.study.analysis import (
     difference_table,
     result_table,
     results,
+    telling,
     variation_table,
     verdict,
 )
 from rftkit.study.figures import frontiers, why
-from rftkit.study.plan import PROTOCOL, Protocol, Records
+from rftkit.study.plan import PROTOCOL, Protocol, Record, Records
 from rftkit.study.records import RecordFiles, sha256
 from rftkit.tasks import load_task
+from rftkit.tasks.base import units
 
 INTRODUCTION = """\
 Written by `rftkit study --report` from the records beside it; the protocol is
 `data/runs/PROTOCOL.md`. A number is the mean over seeds, in brackets its 95% bootstrap interval;
 differences are paired by seed. "Best on the way" is the highest of a run's evaluations, known only
 afterwards. Seconds leave evaluations out."""
+CHANGED = """\
+Of each tenth of the training, over all seeds of the dynamic constraint, the recorded response that
+it changed most: struck out what it deleted, underlined what it wrote."""
 README_COLUMNS = tuple(c for c in SHORT if not c.name.startswith(("task", "sampled")))
 
 
@@ -60,10 +66,18 @@ def text(protocol: Protocol, records: Records) -> str:
         if results(task, "dynamic", records):
             lines += ["", f"![Frontiers of {task}](frontiers-{task}.png)"]
             lines += ["", f"![Why, on {task}](why-{task}.png)"]
+        if changed := telling(task, records):
+            lines += ["", "### What the refiner changed", "", CHANGED, "", *map(_diff, changed)]
         for part, title in (("why", "Why"), ("limits", "Where it fails")):
             if table := variation_table(protocol, task, part, records):
                 lines += ["", f"### {title}", "", table.rstrip("\n")]
     return "\n".join(lines) + "\n"
+
+
+def _diff(sample: Record) -> str:
+    """A sample with the refiner's edits in it, as HTML that Markdown leaves alone."""
+    edits = to_html(text_diff(units(sample["response"]), units(sample["refined"])))
+    return f"<pre>step {sample['step']}\n{edits}</pre>"
 
 
 def task_text(protocol: Protocol, task: str, records: Records, short: bool = False) -> str:
