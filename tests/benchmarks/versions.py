@@ -62,8 +62,8 @@ def environment(packages: str, python: str) -> Path:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [w for extra in project["optional-dependencies"] for w in ("--extra", extra)]
     torch = WORK / "torch.txt"
-    # torch as it is here: another build of the same version may bring gigabytes of CUDA
-    torch.write_text(f"torch=={version('torch')}\n")
+    # torch as it is here: the same build where there is one for this Python, else with CUDA, in GB
+    torch.write_text(f"torch=={version('torch').partition('+')[0]}\n")
     how = ["--resolution", "lowest-direct"] if packages == "oldest" else []
     limits = ["-c", torch, *(["-c", ROOT / "constraints.txt"] if packages == "pinned" else [])]
     source = ["pip", "compile", "-q", "--python", python, *how, *limits, *extras]
