@@ -27,6 +27,7 @@ from rftkit.widgets import (
     sample_html,
     toy_figure,
 )
+from rftkit.widgets.live import MEASURES, live_figure, recorded_runs
 from rftkit.widgets.samples import latest, worst
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> 🙂\x1b[31m\u202e"
@@ -229,6 +230,21 @@ def until(true, seconds: float = 60) -> None:
     while not true():
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.02)
+
+
+def test_recorded_runs_stand_behind_ones_own() -> None:
+    runs = recorded_runs(RunConfig(steps=60))
+    assert [name for name, _ in runs] == ["none", "kl", "dynamic"]
+    assert [rows[-1]["step"] for _, rows in runs] == [60, 60, 60]
+    own = [{"step": 0, "coef": 3.0} | {key: 0.5 for key, _ in MEASURES}]
+    figure = live_figure([("dynamic", own)], 1.5, runs)
+    for axis, (key, _) in zip(figure.axes, MEASURES, strict=True):
+        drawn = {line.get_label(): line for line in axis.lines}
+        assert drawn["recorded: no constraint"].get_alpha() < drawn["dynamic, λ = 3"].get_alpha()
+        there = [m[key] for m in runs[1][1] if m[key] is not None]
+        assert list(drawn["recorded: KL, β = 0.8"].get_ydata()) == there
+    assert not recorded_runs(RunConfig(model=model_folder())), "of another model"
+    assert not recorded_runs(RunConfig(task="own"))
 
 
 def test_start_pause_go_on_and_stop_keep_a_run_that_can_go_on(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from rftkit.config import CONSTRAINTS, RunConfig
 from rftkit.errors import UserError
+from rftkit.paths import DATA
 from rftkit.plots import COLOURS, STYLES
 from rftkit.runs import RunFolder
 from rftkit.tasks import load_task
@@ -127,10 +128,23 @@ class Session:
         self._on_change()
 
 
-def live_figure(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], gold_max: float) -> Figure:
-    """Rewards, degenerate share and strength of (constraint, metrics) runs; earlier ones faint."""
+Curves = tuple[str, Sequence[Mapping[str, Any]]]  # a constraint, and the metrics of a run
+
+
+def live_figure(runs: Sequence[Curves], gold_max: float, recorded: Sequence[Curves] = ()) -> Figure:
+    """Rewards, degenerate share and strength of runs; recorded and earlier ones faint."""
     figure, axes = panels(2, 2, 11, 4.8)
     for axis, (key, title) in zip(axes.flat, MEASURES, strict=True):
+        for constraint, rows in recorded:
+            points = [(m["step"], m[key]) for m in rows if m[key] is not None]
+            axis.plot(
+                *zip(*points, strict=True),
+                color=COLOURS[constraint],
+                linestyle=STYLES[constraint],
+                linewidth=1.2,
+                alpha=0.4,
+                label=f"recorded: {constraint_label(constraint, rows[0]['coef'])}",
+            )
         for i, (constraint, rows) in enumerate(runs):
             last = i == len(runs) - 1
             points = [(m["step"], m[key]) for m in rows if m[key] is not None]
@@ -151,13 +165,26 @@ def live_figure(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], gold_ma
     gold.set_ylim(0, 1.05 * gold_max)
     degenerate.set_ylim(-0.03, 1.03)
     strength.set_ylim(0, 1)
-    if runs:
+    if runs or recorded:
         task.legend(frameon=False, fontsize=9)
     return figure
 
 
+def recorded_runs(config: RunConfig) -> list[Curves]:
+    """Recorded runs of the task by the same model, one a constraint, as far as this one goes."""
+    folder = DATA / "runs" / config.task
+    found: list[Curves] = []
+    for constraint in ("none", "kl", "dynamic") if config.model == RunConfig.model else ():
+        for path in sorted(folder.glob(f"{constraint}-seed*"))[:1]:
+            rows = [m for m in RunFolder(path).metrics() if m["step"] <= config.steps]
+            found.append((constraint, rows))
+    return found
+
+
 class LiveTrainer(Explorer):
     """Each start is a new run under `out`; earlier ones of this widget stay as faint curves.
+
+    So are recorded runs of the same task, to compare with.
 
     To go on with a stopped run: `Trainer(RunFolder(path).config(), path, resume=True).train()`.
     """
@@ -208,9 +235,12 @@ class LiveTrainer(Explorer):
 
     def html(self) -> str:
         runs = [(s.config.constraint, list(s.rows)) for s in self.sessions if s.rows]
+        steps = self.sessions[-1].config.steps if self.sessions else self.steps.value
+        recorded = recorded_runs(replace(self.config, steps=steps))
         figure = draw(
-            lambda: live_figure(runs, self.gold_max),
-            f"Rewards, degenerate share and strength of {len(runs)} runs so far.",
+            lambda: live_figure(runs, self.gold_max, recorded),
+            f"Rewards, degenerate share and strength of {len(runs)} runs so far, beside "
+            f"{len(recorded)} recorded ones.",
         )
         return f"<div>{self._status()}</div>{figure}{self._worst()}"
 
