@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import textwrap
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,11 @@ def _packages(problems: Problems) -> dict[str, Any]:
         elif found and not requirement.specifier.contains(found, prereleases=True):
             problem = f"{requirement.name} {found} is not {requirement.specifier}"
             _add(problems, problem, f"pip install '{wanted}'")
+    if packages.get("torch"):
+        with suppress(ImportError):
+            from torch.version import __version__
+
+            packages["torch"] = __version__  # names the build (CPU, CUDA), as metadata may not
     return {"rftkit": version, "packages": dict(sorted(packages.items()))}
 
 

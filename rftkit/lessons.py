@@ -8,6 +8,7 @@ from there into the box at its top and the course map. For reading and editing u
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import psutil
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from rftkit.paths import DATA, TINY_MODEL
 from rftkit.runs import write_text
 
 CELL_SECONDS = 120
@@ -85,6 +87,22 @@ def tidy(notebook: NotebookNode) -> None:
         )
 
 
+def made_with(notebook: NotebookNode) -> str:
+    """A hash of what outputs follow from: the code, the embedded model and the recorded runs.
+
+    A lesson whose `made_with` is another shows what is no longer so, and has to run again.
+    """
+    whole = hashlib.sha256()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            whole.update(cell.source.encode())
+    recorded = [*TINY_MODEL.glob("*"), *(DATA / "runs").glob("*/**/*.json*")]
+    for path in sorted(recorded):
+        if path.is_file() and path.suffix != ".md" and "study" not in path.parts:
+            whole.update(path.name.encode() + path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
 def fill(text: str, measured: dict[str, dict[str, float]]) -> str:
     """`text` with the box's line rewritten from {device: {"seconds", "gb"}}."""
     return _BOX.sub(lambda found: found[1] + _cost(measured) + found[2], text)
@@ -139,6 +157,7 @@ def run(path: Path, cell_seconds: int = CELL_SECONDS) -> None:
     notebook: Any = nbformat.read(path, as_version=4)
     cost = execute(notebook, path.parent, cell_seconds)
     tidy(notebook)
+    notebook.metadata["made_with"] = made_with(notebook)
     if _BOX.search(notebook.cells[0].source):
         place = path.with_name("measured.json")
         record = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}

@@ -109,7 +109,7 @@ def test_outputs_are_committed_in_order_and_none_is_an_error(path: Path) -> None
 @each_notebook
 def test_nothing_is_kept_that_only_one_machine_knows(path: Path) -> None:
     notebook = read(path)
-    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert set(notebook.metadata) == {"kernelspec", "language_info", "made_with"}
     assert not re.search(r"/(home|Users|root|tmp|work)/\w|[A-Z]:\\\\", path.read_text("utf-8"))
     assert not re.search(r"!\[[^]]*\]\(\w+://|<img[^>]+src=.?\w+://", path.read_text("utf-8"))
 
@@ -232,6 +232,13 @@ def test_lesson_09_accepts_what_the_kit_accepts() -> None:
 # Running them
 
 
+@each_notebook
+def test_outputs_are_of_this_code_this_model_and_these_records(path: Path) -> None:
+    """Else `make lessons`: pictures of what was recorded before are no error, and wrong."""
+    notebook = read(path)
+    assert notebook.metadata.get("made_with") == lessons.made_with(notebook)
+
+
 def test_a_notebook_is_run_in_its_folder_tidied_and_measured(tmp_path: Path) -> None:
     path = tmp_path / "07_x.ipynb"
     (tmp_path / "near.txt").write_text("here")
@@ -245,6 +252,10 @@ def test_a_notebook_is_run_in_its_folder_tidied_and_measured(tmp_path: Path) -> 
     assert "widgets" not in result.metadata
     assert not result.cells[1].metadata
     assert re.search(r"-->\d+ s and [\d.]+ GB on .+<!--", result.cells[0].source)
+    made_with = result.metadata["made_with"]
+    assert made_with == lessons.made_with(result)
+    result.cells[1].source += " "
+    assert made_with != lessons.made_with(result)
 
 
 def test_the_course_map_knows_every_lesson_and_what_it_took() -> None:
