@@ -1,4 +1,4 @@
-"""Every widget in a real browser, in the hands of a user with a keyboard and bad intentions.
+"""Every widget and three lessons in a real browser, for a user with a keyboard and bad intentions.
 
 Run by `make browser`, not by `make test`. Screenshots are kept in out/browser.
 """
@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from conftest import OUT
 from hostile import ATTACKS, record
 
+LESSONS = Path(__file__).resolve().parents[2] / "notebooks"
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 
@@ -21,13 +23,25 @@ def notebook(page: Any, jupyter: Callable[[str], str], work: Path) -> Any:
     """The notebook with all its cells run."""
     shutil.copy(Path(__file__).with_name("widgets.ipynb"), work)
     record(work / "hostile" / "run", " ".join(ATTACKS.values()))
-    page.goto(jupyter("widgets.ipynb"))
+    run_all(page, jupyter("widgets.ipynb"))
+    expect(page.locator(".jp-OutputArea-output", has_text="all cells ran")).to_be_visible()
+    return page
+
+
+def run_all(page: Any, url: str) -> None:
+    """Open a notebook, and let the menu run its cells."""
+    page.goto(url)
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     expect(page.get_by_text("| Idle")).to_be_visible()  # a kernel that is not ready is asked for
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    expect(page.locator(".jp-OutputArea-output", has_text="all cells ran")).to_be_visible()
-    return page
+
+
+def complaints(page: Any) -> list[str]:
+    """What stands in outputs of errors and warnings, or in place of a widget."""
+    bad = page.locator("[data-mime-type='application/vnd.jupyter.stderr']")
+    bad = bad.or_(page.locator("[data-mime-type='application/vnd.jupyter.error']"))
+    return list(bad.or_(page.get_by_text("Error displaying widget")).all_inner_texts())
 
 
 WITHOUT_INSERTS = """diff => {
@@ -64,10 +78,7 @@ def shoot(widget: Any, name: str) -> None:
 
 
 def test_all_cells_run_without_a_word_of_complaint(notebook: Any) -> None:
-    errors = notebook.locator("[data-mime-type='application/vnd.jupyter.stderr']")
-    errors = errors.or_(notebook.locator("[data-mime-type='application/vnd.jupyter.error']"))
-    assert errors.all_inner_texts() == []
-    assert notebook.get_by_text("Error displaying widget").count() == 0
+    assert complaints(notebook) == []
     expect(notebook.locator("[data-mime-type='text/html'] img[alt^='Toy policy']")).to_be_visible()
 
 
@@ -178,3 +189,31 @@ def test_start_pause_and_stop_of_the_live_trainer(notebook: Any, work: Path) -> 
     widget.get_by_label("β or λ").press("Tab")
     start.click()
     expect(widget.get_by_role("status")).to_contain_text("β or λ: 'much' is no number")
+
+
+@pytest.mark.parametrize(
+    ("stem", "widgets"),
+    [
+        ("00_start_here", ()),
+        ("04_online_refiner", ("RefinerPlayground",)),
+        ("05_dynamic_constraints", ("ToyExplorer", "LiveTrainer", "TrainingFilm")),
+    ],
+)
+def test_a_lesson_runs_from_top_to_bottom(
+    page: Any, jupyter: Callable[[str], str], work: Path, stem: str, widgets: tuple[str, ...]
+) -> None:
+    lesson: Any = nbformat.read(LESSONS / f"{stem}.ipynb", as_version=4)
+    for cell in lesson.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(lesson, work / f"{stem}.ipynb")
+    run_all(page, jupyter(f"{stem}.ipynb"))
+    prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
+    expect(prompts.last).to_have_text(re.compile(r"\[\d+\]"), timeout=120_000)
+    assert complaints(page) == []
+    pictures = page.locator("[data-mime-type='image/png'] img")
+    assert pictures.count() == sum("show(" in c.source for c in lesson.cells), "one a figure"
+    for name in widgets:
+        shoot(explorer(page, name), f"{stem[:2]}-{name}")
+    page.locator("h2", has_text="Recap").scroll_into_view_if_needed()
+    page.screenshot(path=OUT / f"{stem}.png")
