@@ -21,7 +21,7 @@ from rftkit.study.analysis import differences, result_table, results, verdict
 from rftkit.study.command import RECORDS, study
 from rftkit.study.exploits import BONUS, upsell
 from rftkit.study.methods import DOSES, METHODS, VARIATIONS, Method
-from rftkit.study.plan import PROTOCOL, Protocol, describe, hours
+from rftkit.study.plan import PROTOCOL, Job, Protocol, describe, hours
 from rftkit.study.records import RecordFiles, condense, sha256
 from rftkit.study.report import text, write
 from rftkit.study.run import Study
@@ -195,7 +195,7 @@ def test_records_that_cannot_be_are_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_record_is_compact_and_holds_what_the_run_says(tmp_path: Path) -> None:
-    job = small().jobs()[0]
+    (job,) = small().jobs(parts=("result",))
     run = RunFolder.create(tmp_path / "run", RunConfig(constraint="dynamic", steps=40))
     for step in range(41):
         last = step == 40
@@ -222,13 +222,22 @@ def test_a_record_is_compact_and_holds_what_the_run_says(tmp_path: Path) -> None
     assert {"torch", "python"} <= set(found["versions"])
     assert [s["step"] for s in found["samples"]] == [0, 10, 20, 30, 40]
     assert {s["refined"] for s in found["samples"]} == {"a b c d"}
+    assert condense(small().jobs()[0], run, "m")["samples"] == [], "of tuning"
 
 
 def test_all_records_together_stay_small() -> None:
-    """A real record of 200 steps, samples and all, times the number of jobs."""
-    folder = sorted((DATA / "runs" / "dialogue").glob("dynamic-seed*"))[0]
-    size = len(json.dumps(condense(small().jobs()[0], RunFolder(folder), "m" * 64)))
-    assert size * len(PROTOCOL.jobs()) <= 15e6
+    """A real record for each job, its curve as long as the job, beside what else is recorded."""
+    runs = DATA / "runs"
+    run = RunFolder(sorted((runs / "dialogue").glob("dynamic-seed*"))[0])
+    parts = {job.part: condense(job, run, "m" * 64) for job in PROTOCOL.jobs()}
+
+    def size(job: Job) -> int:
+        row, length = parts[job.part], job.steps // 10 + 1
+        curve = {key: values[:length] for key, values in row["curve"].items()}
+        return len(json.dumps(row | {"curve": curve}, separators=(",", ":")))
+
+    files = (p for p in runs.rglob("*") if p.is_file() and p.parent != RECORDS)
+    assert sum(map(size, PROTOCOL.jobs())) + sum(p.stat().st_size for p in files) <= 15e6
 
 
 def test_an_unfinished_run_is_no_record(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def condense(job: Job, run: RunFolder, model: str, failed: str = "") -> dict[str
         "generated": generated[rows[-1]["step"]],
         "seconds": _short(sum(row["seconds"] for row in steps)),
         "curve": curve,
-        "samples": _telling(run.samples()),
+        "samples": [] if job.part == "tuning" else _telling(run.samples()),
     }
 
 
