@@ -144,10 +144,19 @@ def run_one(config: RunConfig, out: Path, threads: int = 0) -> None:
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
+    before = signal.signal(signal.SIGTERM, _stop_once)
     try:
         Trainer(config, out, resume=True).train(progress=False)
     except KeyboardInterrupt:  # asked to end: the run is saved, and no other shall begin
         os._exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop_once(number: int, frame: Any) -> None:
+    """SIGTERM between two steps: as Ctrl-C, and no second time while the run is being saved."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def run_all(

@@ -29,12 +29,15 @@ class Stop:
 def whole_step() -> Iterator[Stop]:
     """Put off Ctrl-C, a notebook's stop button and SIGTERM to the end of the block.
 
-    The caller looks at `requested` behind the block. A second request raises KeyboardInterrupt at
-    once. Outside the main thread nothing is put off, for signals do not arrive there.
+    The caller looks at `requested` at the end of the block. A second Ctrl-C raises
+    KeyboardInterrupt at once. Outside the main thread nothing is put off, for signals do not arrive
+    there.
     """
     stop = Stop()
 
     def ask(number: int, frame: Any) -> None:
+        if stop.requested and number == signal.SIGTERM:
+            return  # whoever ends a group of processes may say so more than once
         if stop.requested:
             raise KeyboardInterrupt("stopped in the middle of a step; what was saved stays")
         stop.requested = True

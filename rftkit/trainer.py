@@ -115,12 +115,17 @@ class Trainer:
         bar = tqdm(total=self.config.steps, initial=self.done, disable=not progress)
         bar.set_description(f"{self.config.task} {self.constraint.name}")
         history = []
-        with bar:
-            for metrics in self.steps():
-                history.append(metrics)
-                bar.update(self.done - bar.n)
-                if metrics.get("gold_reward") is not None:
-                    bar.set_postfix(gold=f"{metrics['gold_reward']:.2f}")
+        try:
+            with bar:
+                for metrics in self.steps():
+                    history.append(metrics)
+                    bar.update(self.done - bar.n)
+                    if metrics.get("gold_reward") is not None:
+                        bar.set_postfix(gold=f"{metrics['gold_reward']:.2f}")
+        except KeyboardInterrupt:
+            if self._whole:  # asked to stop between two steps
+                raise KeyboardInterrupt(self._stopped()) from None
+            raise
         self.trackers.finish()
         if told := self.health.summary():
             log.warning(told)
@@ -135,13 +140,15 @@ class Trainer:
             while self.done < self.config.steps:
                 if not self._whole:
                     raise UserError("the last step broke off: go on in a Trainer with resume=True")
-                self._whole = False
                 with whole_step() as stop:
+                    self._whole = False
                     metrics = self._record(self._step(self.done))
                     self.done += 1
                     if self.done % self.config.save_every == 0 or self.done == self.config.steps:
                         self.save()
-                self._whole = True
+                    self._whole = True
+                    if stop.requested:
+                        self.save()  # undisturbed, as nothing is behind the block
                 if stop.requested:
                     raise KeyboardInterrupt(self._stopped())
                 try:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from kills import in_child, kill_points, killed_at
 from small import model_folder
+from tqdm import tqdm
 
 from rftkit import RunConfig, Trainer, UserError, cli
 from rftkit.export import merge_run
@@ -274,6 +275,26 @@ def test_a_stop_ends_the_step_saves_and_says_so(
         trainer.train(progress=False)
     assert [row["step"] for row in RunFolder(tmp_path / "run").metrics()] == [0, 1]
     trainer = train(tmp_path / "run", resume=True)
+    assert records(tmp_path / "run") == records(whole)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_stop_between_two_steps_saves_as_well(tmp_path: Path, whole: Path, monkeypatch) -> None:
+    trainer = Trainer(CONFIG, tmp_path / "run")
+    update = tqdm.update
+
+    def stopped(bar, n: float = 1):
+        if trainer.done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(bar, n)
+
+    monkeypatch.setattr(tqdm, "update", stopped)
+    with pytest.raises(KeyboardInterrupt, match=r"before step 3, saved in .*run; --resume goes on"):
+        trainer.train(progress=False)
+    monkeypatch.undo()
+    resumed = Trainer(CONFIG, tmp_path / "run", resume=True)
+    assert resumed.done == 3, "though it saves only every second step"
+    resumed.train(progress=False)
     assert records(tmp_path / "run") == records(whole)
 
 
