@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +48,6 @@ class RunFolder:
         else:
             run._same(config)
         return run
-
-    @classmethod
-    def continuing(cls, path: Path, config: RunConfig, shorter: RunFolder) -> RunFolder:
-        """Make the folder of a run that goes on where `shorter`, with fewer steps, ended.
-
-        A run depends on its seed and steps alone, so this is the run that would have come out
-        anyway. A run in `path` is left as it is. Raises UserError where other settings differ.
-        """
-        if not (path / "config.json").exists():
-            shorter._same(replace(config, steps=shorter.config().steps))
-            with writing(path):
-                but = shutil.ignore_patterns("config.json")
-                shutil.copytree(shorter.path, path, ignore=but, dirs_exist_ok=True)
-        return cls.create(path, config, resume=True)
 
     def alone(self) -> AbstractContextManager[None]:
         """Inside, no other process may train in this folder; see `sole_writer`."""

@@ -67,7 +67,7 @@ METHODS = (
     _refined("dynamic", "dynamic", "dynamic", 0),
     Method(
         "none-early", "no constraint, stopped early", "none", 0, "lr", NONE_LRS,
-        {"constraint": "none", "eval_every": 5}, early=True, first_stage="none",
+        {"constraint": "none"}, early=True, first_stage="none",
     ),
     _kl("kl-k1-reward", "KL, k1 in the reward", 1, (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
         kl_form="k1-reward"),

@@ -1,8 +1,8 @@
 """The protocol as a list of jobs. What a later job trains with follows from earlier records.
 
-Staged tuning, by the same rule for every method: all points for half the steps on one seed, the
-best few of them for all steps on every tuning seed, the best of those by mean gold reward at the
-end. No result seed has any part in a choice.
+Staged tuning, by the same rule for every method: all points on one seed, the best few of them on
+the other tuning seeds, the best of those by mean gold reward at the end. No result seed has any
+part in a choice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ class Job:
     place: int  # of its point in the grid, or its rank in the first stage
     seed: int
     steps: int
-    made: int  # of its steps, by the first stage's run with this point and seed
     wave: int
 
 
@@ -68,24 +67,20 @@ class Protocol:
         ]
 
     def _jobs(self, task: str) -> list[Job]:
-        def job(
-            part: str, stage: str, of: Method | Variation, at: int, seed: int, n: int, made: int = 0
-        ) -> Job:
+        def job(part: str, stage: str, of: Method | Variation, at: int, seed: int, n: int) -> Job:
             label = f"{stage}{at}" if stage in ("first", "second") else stage
             key = f"{task}/{of.slug}/{label}/seed{seed}"
-            return Job(key, task, part, stage, of.name, at, seed, n, made, of.wave)
+            return Job(key, task, part, stage, of.name, at, seed, n, of.wave)
 
         jobs, whole = [], self.steps[task]
         for m in self.methods:
             if not m.first_stage:
                 seed = self.tuning_seeds[0]
                 for i in range(len(m.points())):
-                    jobs.append(job("tuning", "first", m, i, seed, whole // 2))
+                    jobs.append(job("tuning", "first", m, i, seed, whole))
             for rank in range(self.kept):
-                for seed in self.tuning_seeds:
-                    goes_on = seed == self.tuning_seeds[0] and not m.first_stage
-                    made = whole // 2 if goes_on else 0  # another's is evaluated at other steps
-                    jobs.append(job("tuning", "second", m, rank, seed, whole, made))
+                for seed in self.tuning_seeds[1:]:
+                    jobs.append(job("tuning", "second", m, rank, seed, whole))
             for seed in self.result_seeds:
                 jobs.append(job("result", "result", m, 0, seed, whole))
         for v in self.variations:
@@ -119,13 +114,6 @@ class Protocol:
         whole = {"task": job.task, "steps": job.steps, "seed": job.seed} | self.common | chosen
         return RunConfig.from_dict(whole)
 
-    def shorter(self, job: Job, records: Records) -> str | None:
-        """Key of the first stage's run that made the job's first steps; None where none did."""
-        ranking = self.ranking(job.task, self.method(job.name), records) if job.made else None
-        if ranking is None:
-            return None
-        return f"{job.task}/{job.name}/first{ranking[job.place]}/seed{job.seed}"
-
     def _varied(self, job: Job, records: Records) -> Settings | None:
         own = (v for v in self.variations if v.name == job.name and job.task in v.tasks)
         variation = next(own)
@@ -157,7 +145,9 @@ class Protocol:
             return None
         found = []
         for rank, place in enumerate(ranking):
-            keys = [f"{task}/{name}/second{rank}/seed{seed}" for seed in self.tuning_seeds]
+            first, *others = self.tuning_seeds
+            keys = [f"{task}/{method.first_stage or name}/first{place}/seed{first}"]
+            keys += [f"{task}/{name}/second{rank}/seed{seed}" for seed in others]
             if any(key not in records for key in keys):
                 return None
             rows = [records[key] for key in keys]
@@ -213,7 +203,7 @@ PROTOCOL = Protocol()
 def hours(jobs: Sequence[Job], seconds: Mapping[str, float] | None = None) -> float:
     """Core-hours of jobs, from seconds a step by task where they were measured."""
     known = seconds or {}
-    return sum((job.steps - job.made) * known.get(job.task, GUESSED_SECONDS) for job in jobs) / 3600
+    return sum(job.steps * known.get(job.task, GUESSED_SECONDS) for job in jobs) / 3600
 
 
 def describe(protocol: Protocol = PROTOCOL) -> str:
@@ -245,8 +235,7 @@ def describe(protocol: Protocol = PROTOCOL) -> str:
     steps = ", ".join(f"{task} {count}" for task, count in protocol.steps.items())
     told = (
         f"Tuning seeds {tuning}; result seeds {result}. Steps: {steps}. First stage: every point, "
-        f"half of the steps, seed {protocol.tuning_seeds[0]}. Second stage: the best "
-        f"{protocol.kept}, all steps, every tuning seed. Results: all steps."
+        f"seed {protocol.tuning_seeds[0]}. Second stage: the best {protocol.kept}, the other seeds."
     )
     lines += ["", told]
     return "\n".join(lines) + "\n"

@@ -122,10 +122,6 @@ class Study:
             if _ended(RunFolder(self.folder(job)), config):
                 self._keep(job)
         work = [(c, self.folder(job)) for job, c in batch if job.key not in self.records]
-        for config, folder in work:
-            shorter = self.protocol.shorter(jobs[folder], self.records)
-            if shorter and (self.out / shorter / "config.json").exists():
-                RunFolder.continuing(folder, config, RunFolder(self.out / shorter))
         if work:
             run_all(work, workers, progress, run=attempt, look=look)
 
