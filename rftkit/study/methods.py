@@ -12,9 +12,9 @@ from typing import Any
 # Steps of a run on each task: long enough that curves have settled or collapsed. The game is slow.
 STEPS = {"dialogue": 160, "code": 120, "game": 240}
 TASKS = tuple(STEPS)
-LRS = (5e-4, 1e-3)
-BETAS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
-LAMBDAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+LRS = (1.5e-4, 5e-4)
+BETAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+LAMBDAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 # Twelve points as well: what has no coefficient spends its budget on the learning rate.
 NONE_LRS = (1e-4, 1.5e-4, 2e-4, 3e-4, 4e-4, 5e-4, 6e-4, 8e-4, 1e-3, 1.3e-3, 1.6e-3, 2e-3)
 
