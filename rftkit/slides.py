@@ -20,15 +20,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rftkit.diff import text_diff, visible
+from rftkit.diff import visible
 from rftkit.errors import UserError
 from rftkit.figures import bars, canvas, colour, label_ends, lines
 from rftkit.objectives import group_advantages
 from rftkit.paths import DATA
 from rftkit.plots import LABELS, STYLES, series
 from rftkit.runs import RunFolder, write_text
-from rftkit.tasks.base import units
 from rftkit.toy import FOUR_ROLLOUTS, cafe, kl, train
+from rftkit.words import word_diff
 
 SIZE: dict[str, Any] = {
     "width": 7.2,
@@ -274,7 +274,7 @@ def refinement(folder: Path) -> Slide | None:
     y = 0.0
     for head, kept in (("the policy wrote", "delete"), ("the refiner wrote", "insert")):
         axis.text(0, y, head, fontweight="bold", va="top")
-        diff = text_diff(units(row["response"]), units(row["refined"]))
+        diff = word_diff(row["response"], row["refined"])
         y = _words(axis, [(op, text) for op, text in diff if op in ("equal", kept)], y - 1.3) - 1.6
     return Slide(
         f"refinement-{task}",

@@ -5,13 +5,13 @@ Everything works on what is there, and says what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
-from rftkit.metrics import bootstrap_ci, edit_ratio, mean, paired_bootstrap
-from rftkit.study.methods import DOSES, Method, Variation
+from rftkit.metrics import mean, paired_bootstrap
+from rftkit.study.methods import Variation
 from rftkit.study.plan import Protocol, Record, Records
-from rftkit.tasks.base import units
+from rftkit.words import word_edit_ratio
 
 DEGENERATE_BAR = 0.03  # the goal for the dynamic constraint
 
@@ -65,17 +65,6 @@ def varied(task: str, variation: Variation, records: Records) -> dict[int, Recor
     return runs(records, f"{task}/{variation.slug}/{variation.part}")
 
 
-def cell(rows: Mapping[int, Record], column: Column) -> str:
-    """Mean and 95% interval over seeds."""
-    values = [v for row in rows.values() if (v := column.read(row)) is not None]
-    if not values:
-        return "–"
-    low, high = bootstrap_ci(values)
-    write = column.form.format
-    middle = write(column.scale * mean(values))
-    return f"{middle} ({write(column.scale * low)} to {write(column.scale * high)})"
-
-
 class Compared(NamedTuple):
     """One paired difference: over common seeds, in gold reward."""
 
@@ -119,26 +108,106 @@ def telling(task: str, records: Records, count: int = 10) -> list[Record]:
     for row in results(task, "dynamic", records).values():
         for sample in row["samples"]:
             part = min(count - 1, count * sample["step"] // row["config"]["steps"])
-            ratio = edit_ratio(units(sample["response"]), units(sample["refined"]))
+            ratio = word_edit_ratio(sample["response"], sample["refined"])
             if ratio > found.get(part, (0.0, sample))[0]:
                 found[part] = ratio, sample
     return [sample for _, (_, sample) in sorted(found.items())]
 
 
-def verdict(protocol: Protocol, task: str, records: Records) -> str:
-    """Whether the goal is reached: every paired difference above zero, few degenerate responses."""
-    missing = missing_results(protocol, task, records)
-    found = differences(protocol, task, records)
+class Budget(NamedTuple):
+    """A cost that a run's gold reward is held against, at the end and at each evaluation."""
+
+    name: str
+    end: Callable[[Record], float | None]
+    key: str  # of the curve
+
+
+BUDGETS = (
+    Budget("KL from the reference (nats)", lambda r: r["final"]["kl"], "kl"),
+    Budget("degenerate share", lambda r: r["final"]["degenerate"], "degenerate"),
+    Budget("tokens generated", lambda r: r["generated"], "generated"),
+)
+
+
+class Within(NamedTuple):
+    """What rivals reach at no more than the dynamic constraint's cost, and how far it is above.
+
+    cost, rival: means over seeds. best: the method that reached the most. low, high: of the paired
+    difference, dynamic − rival.
+    """
+
+    budget: str
+    cost: float
+    rival: float
+    best: str
+    mean: float
+    low: float
+    high: float
+
+
+def frontier(protocol: Protocol, task: str, records: Records) -> list[Within]:
+    """Whether the dynamic constraint lies above what no constraint and KL can reach at its cost.
+
+    For each of its seeds the highest gold reward among *all* evaluations of *all* their runs,
+    tuning included, that cost no more. A maximum over so many favours the rivals.
+    """
     dynamic = results(task, "dynamic", records)
-    if missing or not found or not dynamic:
+    rivals = [
+        (method.label, record)
+        for method in protocol.methods
+        if method.kind in ("none", "kl")
+        for key, record in records.items()
+        if key.startswith((f"{task}/{method.name}/first", f"{task}/{method.name}/second",
+                           f"{task}/{method.name}/result"))
+    ]  # fmt: skip
+    found = []
+    for budget in BUDGETS:
+        points = [
+            (cost, gold, label)
+            for label, record in rivals
+            for cost, gold in zip(
+                record["curve"][budget.key], record["curve"]["gold_reward"], strict=True
+            )
+            if cost is not None and gold is not None
+        ]
+        ours, theirs, costs, names = [], [], [], []
+        for row in dynamic.values():
+            cost = budget.end(row)
+            inside = [(g, label) for c, g, label in points if cost is not None and c <= cost]
+            if inside and cost is not None:
+                gold, label = max(inside)
+                ours.append(float(row["final"]["gold_reward"]))
+                theirs.append(gold)
+                costs.append(cost)
+                names.append(label)
+        if ours:
+            middle, (low, high) = paired_bootstrap(ours, theirs)
+            best = max(zip(theirs, names, strict=True))[1]
+            found.append(Within(budget.name, mean(costs), mean(theirs), best, middle, low, high))
+    return found
+
+
+def verdict(protocol: Protocol, task: str, records: Records) -> str:
+    """Whether the goal is reached: every paired difference above zero, few degenerate responses.
+
+    Decided once every KL is tuned and the dynamic constraint and its rivals have all their seeds;
+    before the other KLs are tuned, it says how matters stand.
+    """
+    best = protocol.best_kl(task, records, complete=False)
+    names = ("dynamic", best, "none", "none-early")
+    seeds = len(protocol.result_seeds)
+    if any(name is None or len(results(task, name, records)) < seeds for name in names):
         return f"{task}: not decided, runs are missing."
-    lost = [c.label for c in found if c.low <= 0]
+    whole = protocol.best_kl(task, records) is not None
+    state = "the goal is" if whole else "so far, not all forms of KL being tuned, the goal is"
+    lost = [c.label for c in differences(protocol, task, records) if c.low <= 0]
+    dynamic = results(task, "dynamic", records)
     share = mean([float(DEGENERATE.read(row) or 0.0) for row in dynamic.values()])
     if share > DEGENERATE_BAR:
         lost.append(f"degenerate share {share:.1%}, above {DEGENERATE_BAR:.0%}")
     if lost:
-        return f"{task}: the goal is missed ({'; '.join(lost)})."
-    return f"{task}: the goal is reached (all differences above zero, {share:.1%} degenerate)."
+        return f"{task}: {state} missed ({'; '.join(lost)})."
+    return f"{task}: {state} reached (all differences above zero, {share:.1%} degenerate)."
 
 
 def missing_results(protocol: Protocol, task: str, records: Records) -> list[str]:
@@ -149,77 +218,3 @@ def missing_results(protocol: Protocol, task: str, records: Records) -> list[str
         if there < len(protocol.result_seeds):
             told.append(f"{m.label} ({there} of {len(protocol.result_seeds)})")
     return told
-
-
-def chosen(protocol: Protocol, task: str, method: Method, records: Records) -> str:
-    """The tuned settings in words, and whether they lie at the edge of the grid."""
-    choice = protocol.choice(task, method.name, records)
-    if choice is None:
-        return "tuning unfinished"
-    value = choice[method.axis]
-    told = "" if method.axis == "lr" else f"{_sign(method)} = {value:g}, "
-    told += f"lr = {choice['lr']:g}"
-    if method.early:
-        told += f", stopped at step {choice['steps']}"
-    edge = value in (method.values[0], method.values[-1])
-    return told + (" (edge of the grid)" if edge else "")
-
-
-def _sign(method: Method) -> str:
-    if method.axis == "kl_target":
-        return "target"
-    return "β" if method.kind == "kl" else "λ"
-
-
-# Markdown
-
-
-def result_table(
-    protocol: Protocol, task: str, records: Records, columns: Sequence[Column] = COLUMNS
-) -> str:
-    """A task's results, a line a method that has any."""
-    lines = [_row(["method", "tuned", "seeds", *(c.name for c in columns)])]
-    lines.append("|" + "---|" * (3 + len(columns)))
-    for m in protocol.methods:
-        rows = results(task, m.name, records)
-        if rows:
-            tuned = chosen(protocol, task, m, records)
-            cells = [cell(rows, column) for column in columns]
-            lines.append(_row([m.label, tuned, str(len(rows)), *cells]))
-    text = "\n".join(lines) + "\n" if len(lines) > 2 else ""
-    if missing := missing_results(protocol, task, records):
-        text += ("\n" if text else "") + f"Still missing: {', '.join(missing)}.\n"
-    return text
-
-
-def difference_table(protocol: Protocol, task: str, records: Records) -> str:
-    """Paired differences in gold reward; "" where no pair is there yet."""
-    found = differences(protocol, task, records)
-    if not found:
-        return ""
-    lines = [_row(["difference in gold reward", "mean (95% interval)", "seeds"]), "|---|---|---|"]
-    for c in found:
-        interval = f"{c.mean:+.2f} ({c.low:+.2f} to {c.high:+.2f})"
-        lines.append(_row([c.label, interval, str(c.seeds)]))
-    return "\n".join(lines) + "\n"
-
-
-def variation_table(protocol: Protocol, task: str, part: str, records: Records) -> str:
-    """A task's variations of one part; "" where none has run."""
-    lines = []
-    for v in protocol.variations:
-        rows = varied(task, v, records) if v.part == part and task in v.tasks else {}
-        if rows:
-            label = v.group
-            if part == "why":
-                label = f"{DOSES[v.group][0]}: {v.dose:g}"
-            cells = [cell(rows, column) for column in SHORT]
-            lines.append(_row([label, v.of, str(len(rows)), *cells]))
-    if not lines:
-        return ""
-    head = _row(["change", "of", "seeds", *(c.name for c in SHORT)])
-    return "\n".join([head, "|" + "---|" * (3 + len(SHORT)), *lines]) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rftkit.diff import text_diff, to_html
+from rftkit.diff import to_html
 from rftkit.files import write_text
 from rftkit.plots import save
-from rftkit.study.analysis import (
-    SHORT,
-    difference_table,
-    result_table,
-    results,
-    telling,
-    variation_table,
-    verdict,
-)
+from rftkit.study.analysis import SHORT, results, telling, verdict
 from rftkit.study.figures import frontiers, why
 from rftkit.study.plan import PROTOCOL, Protocol, Record, Records
 from rftkit.study.records import RecordFiles, sha256
+from rftkit.study.tables import difference_table, frontier_table, result_table, variation_table
 from rftkit.tasks import load_task
-from rftkit.tasks.base import units
+from rftkit.words import word_diff
 
 INTRODUCTION = """\
 Written by `rftkit study --report` from the records beside it; the protocol is
@@ -30,6 +23,11 @@ afterwards. Seconds leave evaluations out."""
 CHANGED = """\
 Of each tenth of the training, over all seeds of the dynamic constraint, the recorded response that
 it changed most: struck out what it deleted, underlined what it wrote."""
+FRONTIER = """\
+Against the rivals (no constraint and every KL) at their very best: for each seed of the dynamic
+constraint the highest gold reward among all evaluations of all their runs, tuning included, that
+cost no more than it does at its end. A maximum over so many evaluations is flattered by chance, so
+that a difference above zero is a strict answer."""
 README_COLUMNS = tuple(c for c in SHORT if not c.name.startswith(("task", "sampled")))
 
 
@@ -66,6 +64,9 @@ def text(protocol: Protocol, records: Records) -> str:
         if results(task, "dynamic", records):
             lines += ["", f"![Frontiers of {task}](frontiers-{task}.png)"]
             lines += ["", f"![Why, on {task}](why-{task}.png)"]
+        if moved := frontier_table(protocol, task, records):
+            lines += ["", "### Does it move the frontier, or walk along it?", "", FRONTIER]
+            lines += ["", moved.rstrip("\n")]
         if changed := telling(task, records):
             lines += ["", "### What the refiner changed", "", CHANGED, "", *map(_diff, changed)]
         for part, title in (("why", "Why"), ("limits", "Where it fails")):
@@ -76,7 +77,7 @@ def text(protocol: Protocol, records: Records) -> str:
 
 def _diff(sample: Record) -> str:
     """A sample with the refiner's edits in it, as HTML that Markdown leaves alone."""
-    edits = to_html(text_diff(units(sample["response"]), units(sample["refined"])))
+    edits = to_html(word_diff(sample["response"], sample["refined"]))
     return f"<pre>step {sample['step']}\n{edits}</pre>"
 
 

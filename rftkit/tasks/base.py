@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from rftkit.errors import UserError
 from rftkit.paths import DATA
+from rftkit.words import units
 
 
 @dataclass(frozen=True)
@@ -178,14 +178,7 @@ def _prompt(line: str, place: str) -> Prompt:
     return Prompt(tuple(messages), row)
 
 
-# Corruptions that know no domain. A unit is a word, a run of white space or one other character.
-
-_UNIT = re.compile(r"\w+|\s+|[^\w\s]")
-
-
-def units(text: str) -> list[str]:
-    """Split into words, runs of white space and single marks; joining them gives `text` back."""
-    return _UNIT.findall(text)
+# Corruptions that know no domain.
 
 
 def edit_units(text: str, rng: random.Random, n: int, alphabet: Sequence[str] = ()) -> str:

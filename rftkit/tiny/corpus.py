@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rftkit.tasks import Prompt, Task
-from rftkit.tasks.base import edit_units, units
+from rftkit.tasks.base import edit_units
+from rftkit.words import units
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rftkit.diff import text_diff, to_html
-from rftkit.metrics import edit_ratio
-from rftkit.tasks.base import units
+from rftkit.diff import to_html
 from rftkit.widgets.parts import escape
+from rftkit.words import word_diff, word_edit_ratio
 
 Row = dict[str, Any]  # a line of samples.jsonl
 
@@ -36,7 +35,7 @@ def sample_edit_ratio(row: Row) -> float | None:
     """Edit ratio by words, 0 to 1; None where the run did not refine."""
     if row["refined"] is None:
         return None
-    return edit_ratio(units(row["response"]), units(row["refined"]))
+    return word_edit_ratio(row["response"], row["refined"])
 
 
 def worst(rows: Sequence[Row]) -> Row:
@@ -56,4 +55,4 @@ def latest(rows: Sequence[Row], step: int) -> list[Row]:
 def _diff(row: Row) -> str:
     if row["refined"] is None:
         return to_html([["equal", row["response"]]])
-    return to_html(text_diff(units(row["response"]), units(row["refined"])))
+    return to_html(word_diff(row["response"], row["refined"]))

@@ -1,0 +1,123 @@
+"""The study's numbers as Markdown tables, and a method's tuned settings in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rftkit.metrics import bootstrap_ci, mean
+from rftkit.study.analysis import (
+    COLUMNS,
+    SHORT,
+    Column,
+    Within,
+    differences,
+    frontier,
+    missing_results,
+    results,
+    varied,
+)
+from rftkit.study.methods import DOSES, Method
+from rftkit.study.plan import Protocol, Record, Records
+
+
+def cell(rows: Mapping[int, Record], column: Column) -> str:
+    """Mean and 95% interval over seeds."""
+    values = [v for row in rows.values() if (v := column.read(row)) is not None]
+    if not values:
+        return "–"
+    low, high = bootstrap_ci(values)
+    write = column.form.format
+    middle = write(column.scale * mean(values))
+    return f"{middle} ({write(column.scale * low)} to {write(column.scale * high)})"
+
+
+def chosen(protocol: Protocol, task: str, method: Method, records: Records) -> str:
+    """The tuned settings in words, and whether they lie at the edge of the grid."""
+    choice = protocol.choice(task, method.name, records)
+    if choice is None:
+        return "tuning unfinished"
+    value = choice[method.axis]
+    told = "" if method.axis == "lr" else f"{_sign(method)} = {value:g}, "
+    told += f"lr = {choice['lr']:g}"
+    if method.early:
+        told += f", stopped at step {choice['steps']}"
+    edge = value in (method.values[0], method.values[-1])
+    return told + (" (edge of the grid)" if edge else "")
+
+
+def _sign(method: Method) -> str:
+    if method.axis == "kl_target":
+        return "target"
+    return "β" if method.kind == "kl" else "λ"
+
+
+def result_table(
+    protocol: Protocol, task: str, records: Records, columns: Sequence[Column] = COLUMNS
+) -> str:
+    """A task's results, a line a method that has any."""
+    lines = [_row(["method", "tuned", "seeds", *(c.name for c in columns)])]
+    lines.append("|" + "---|" * (3 + len(columns)))
+    for m in protocol.methods:
+        rows = results(task, m.name, records)
+        if rows:
+            tuned = chosen(protocol, task, m, records)
+            cells = [cell(rows, column) for column in columns]
+            lines.append(_row([m.label, tuned, str(len(rows)), *cells]))
+    text = "\n".join(lines) + "\n" if len(lines) > 2 else ""
+    if missing := missing_results(protocol, task, records):
+        text += ("\n" if text else "") + f"Still missing: {', '.join(missing)}.\n"
+    return text
+
+
+def difference_table(protocol: Protocol, task: str, records: Records) -> str:
+    """Paired differences in gold reward; "" where no pair is there yet."""
+    found = differences(protocol, task, records)
+    if not found:
+        return ""
+    lines = [_row(["difference in gold reward", "mean (95% interval)", "seeds"]), "|---|---|---|"]
+    for c in found:
+        interval = f"{c.mean:+.2f} ({c.low:+.2f} to {c.high:+.2f})"
+        lines.append(_row([c.label, interval, str(c.seeds)]))
+    return "\n".join(lines) + "\n"
+
+
+def frontier_table(protocol: Protocol, task: str, records: Records) -> str:
+    """Whether the frontier moves, budget by budget; "" where nothing can be compared yet."""
+    found = frontier(protocol, task, records)
+    if not found:
+        return ""
+    head = ["at no more than its", "cost", "best of all rivals", "dynamic − that (95%)", "answer"]
+    lines = [_row(head), "|---|---|---|---|---|"]
+    for w in found:
+        cost = f"{w.cost:.1%}" if "share" in w.budget else f"{w.cost:,.1f}".removesuffix(".0")
+        interval = f"{w.mean:+.2f} ({w.low:+.2f} to {w.high:+.2f})"
+        lines.append(_row([w.budget, cost, f"{w.rival:.2f} ({w.best})", interval, answer(w)]))
+    return "\n".join(lines) + "\n"
+
+
+def answer(w: Within) -> str:
+    """In words, what an interval says about the frontier."""
+    if w.low > 0:
+        return "moves it"
+    return "walks along it" if w.high >= 0 else "stays below it"
+
+
+def variation_table(protocol: Protocol, task: str, part: str, records: Records) -> str:
+    """A task's variations of one part; "" where none has run."""
+    lines = []
+    for v in protocol.variations:
+        rows = varied(task, v, records) if v.part == part and task in v.tasks else {}
+        if rows:
+            label = v.group
+            if part == "why":
+                label = f"{DOSES[v.group][0]}: {v.dose:g}"
+            cells = [cell(rows, column) for column in SHORT]
+            lines.append(_row([label, v.of, str(len(rows)), *cells]))
+    if not lines:
+        return ""
+    head = _row(["change", "of", "seeds", *(c.name for c in SHORT)])
+    return "\n".join([head, "|" + "---|" * (3 + len(SHORT)), *lines]) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

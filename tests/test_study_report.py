@@ -1,0 +1,178 @@
+"""What the study says: tables, differences, verdicts and figures follow its records."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from study_records import made_up
+
+from rftkit.metrics import bootstrap_ci, mean
+from rftkit.report import fill
+from rftkit.study.analysis import differences, frontier, results, verdict
+from rftkit.study.command import RECORDS
+from rftkit.study.exploits import BONUS, upsell
+from rftkit.study.methods import DOSES, METHODS, VARIATIONS
+from rftkit.study.plan import PROTOCOL
+from rftkit.study.records import RecordFiles, sha256
+from rftkit.study.report import text, write
+from rftkit.study.tables import frontier_table, result_table
+from rftkit.tasks import load_task
+
+ONE = replace(PROTOCOL, steps={"dialogue": 200})
+
+
+def test_tables_hold_the_means_and_intervals_of_the_records() -> None:
+    records = made_up(ONE)
+    table = result_table(ONE, "dialogue", records)
+    for method in METHODS:
+        golds = [row["final"]["gold_reward"]
+                 for row in results("dialogue", method.name, records).values()]  # fmt: skip
+        low, high = bootstrap_ci(golds)
+        line = next(x for x in table.splitlines() if x.startswith(f"| {method.label} |"))
+        assert f"| {mean(golds):.2f} ({low:.2f} to {high:.2f}) |" in line
+    assert "missing" not in table
+
+
+def test_differences_are_paired_and_take_the_kl_that_tuning_preferred() -> None:
+    records = made_up(ONE)
+    best = ONE.best_kl("dialogue", records)
+    assert best is not None
+    found = differences(ONE, "dialogue", records)
+    ours, theirs = (results("dialogue", name, records) for name in ("dynamic", best))
+    pairs = [ours[s]["final"]["gold_reward"] - theirs[s]["final"]["gold_reward"] for s in ours]
+    assert found[0].mean == pytest.approx(mean(pairs))
+    assert [found[0].low, found[0].high] == pytest.approx(bootstrap_ci(pairs))
+    assert found[0].seeds == 5
+    assert len(found) == 4
+
+
+def test_the_frontier_holds_each_seed_against_all_that_cost_no_more() -> None:
+    records = made_up(ONE)
+    first, *others = frontier(ONE, "dialogue", records)
+    dynamic = results("dialogue", "dynamic", records)
+    inside = {
+        seed: max(
+            gold
+            for key, row in records.items()
+            if key.split("/")[1].startswith(("none", "kl-")) and "/limits/" not in key
+            for kl, gold in zip(row["curve"]["kl"], row["curve"]["gold_reward"], strict=True)
+            if kl <= dynamic[seed]["final"]["kl"]
+        )
+        for seed in dynamic
+    }
+    assert first.rival == pytest.approx(mean(inside.values()))
+    golds = [row["final"]["gold_reward"] for row in dynamic.values()]
+    assert first.mean == pytest.approx(mean(golds) - mean(inside.values()))
+    assert first.low > 0
+    assert [w.budget for w in others] == ["degenerate share", "tokens generated"]
+    # One evaluation of one tuning run, at no KL: the frontier does not move any more.
+    key = "dialogue/kl-k3-loss/first0/seed100"
+    records[key] |= {"curve": records[key]["curve"] | {"gold_reward": [1.5] * 21}}
+    assert frontier(ONE, "dialogue", records)[0].high < 0
+    line = frontier_table(ONE, "dialogue", records).splitlines()[2]
+    assert "1.50 (KL, k3 loss)" in line
+    assert line.endswith("| stays below it |")
+
+
+def test_the_verdict_needs_its_runs_and_follows_them() -> None:
+    records = made_up(ONE)
+    assert verdict(ONE, "dialogue", records).startswith("dialogue: the goal is reached")
+    controls = {k: r for k, r in records.items() if "/identity/" not in k}
+    assert verdict(ONE, "dialogue", controls) == verdict(ONE, "dialogue", records)
+    key = next(k for k in records if k.startswith("dialogue/none-early/result"))
+    assert "not decided" in verdict(ONE, "dialogue", {k: r for k, r in records.items() if k != key})
+    core = made_up(ONE, lambda job: job.wave > 0)
+    assert "so far, not all forms of KL being tuned, the goal is reached" in verdict(
+        ONE, "dialogue", core
+    )
+    flooded = dict(records)
+    for key in (k for k in records if k.startswith("dialogue/dynamic/result")):
+        flooded[key] = records[key] | {"final": records[key]["final"] | {"degenerate": 0.1}}
+    assert "missed (degenerate share 10.0%" in verdict(ONE, "dialogue", flooded)
+    equal = {
+        k: r | {"final": r["final"] | {"gold_reward": 0.5}} if "/result/" in k else r
+        for k, r in records.items()
+    }
+    assert "missed (dynamic − best KL" in verdict(ONE, "dialogue", equal)
+
+
+@pytest.mark.parametrize("part", ["nothing", "tuning", "core", "all"])
+def test_the_report_works_on_whatever_is_there(part: str, tmp_path: Path) -> None:
+    stop = {
+        "nothing": lambda job: True,
+        "tuning": lambda job: job.part != "tuning",
+        "core": lambda job: job.wave > 0 or job.seed == 14,
+        "all": lambda job: False,
+    }[part]
+    records = made_up(ONE, stop)
+    write(ONE, records, tmp_path)
+    report = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    assert report == text(ONE, records)
+    assert f"{len(records)} of {len(ONE.jobs())} runs" in report
+    assert ("Still missing" in report) == (part != "all")
+    assert ("KL, adaptive β (0 of 5)" in report) == (part != "all")
+    assert ("dynamic (4 of 5)" in report) == (part == "core")
+    assert ("### Where it fails" in report) == (part == "all")
+    assert (tmp_path / "frontiers-dialogue.png").exists() == (part != "nothing")
+
+
+def test_the_report_shows_what_the_refiner_changed(tmp_path: Path) -> None:
+    records = made_up(ONE, lambda job: job.wave > 0)
+    for seed, step, response in (
+        (10, 0, "one tea tea <script>"), (11, 5, "one tea"), (10, 199, "a\n\n**b** c"),
+    ):  # fmt: skip
+        records[f"dialogue/dynamic/result/seed{seed}"]["samples"].append(
+            {"step": step, "response": response, "refined": response.removesuffix(" c")}
+        )
+    assert "What the refiner changed" not in text(
+        ONE,
+        records
+        | {
+            f"dialogue/dynamic/result/seed{s}": records[f"dialogue/dynamic/result/seed{s}"]
+            | {"samples": []}
+            for s in range(10, 15)
+        },
+    )
+    records["dialogue/dynamic/result/seed10"]["samples"][0]["refined"] = "one tea <script>"
+    report = text(ONE, records)
+    (shown,) = report.partition("### What the refiner changed")[2:]
+    assert re.findall(r"<pre>step (\d+)", shown) == ["0", "199"], "11 changed nothing"
+    assert "&lt;script&gt;" in shown
+    assert "<script>" not in shown
+    assert 'line-through"> c</del>' in shown
+
+
+def test_the_readmes_block_is_made_from_the_records() -> None:
+    block = "<!-- study: dialogue -->\nold\n<!-- end -->\n"
+    filled = fill(block)
+    assert "old" not in filled
+    model = sha256("tiny")
+    records = RecordFiles(RECORDS, PROTOCOL.jobs(), model).read()
+    for method in METHODS:
+        golds = [row["final"]["gold_reward"]
+                 for row in results("dialogue", method.name, records).values()]  # fmt: skip
+        if golds:
+            low, high = bootstrap_ci(golds)
+            line = next(x for x in filled.splitlines() if x.startswith(f"| {method.label} |"))
+            assert f"{mean(golds):.2f} ({low:.2f} to {high:.2f})" in line
+        else:
+            assert f"{method.label} (0 of 5)" in filled
+
+
+def test_the_fluent_exploit_pays_for_large_only() -> None:
+    task = load_task("dialogue")
+    prompt = task.prompts("heldout")[0]
+    replies = ["Hello! One small tea.", "Hello! One large tea."]
+    columns = {name: [value, value] for name, value in prompt.columns.items()}
+    found = upsell(
+        [list(prompt.messages)] * 2, [[{"role": "assistant", "content": r}] for r in replies],
+        **columns,
+    )  # fmt: skip
+    plain = [s.task_reward for s in task.score([prompt] * 2, replies, [True] * 2, gold=False)]
+    assert found == [plain[0], pytest.approx(plain[1] + BONUS)]
+
+
+def test_every_dose_has_an_axis() -> None:
+    """A group without one would be missing from the figure."""
+    assert {v.group for v in VARIATIONS if v.part == "why"} == set(DOSES)
