@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jinja2.exceptions import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from rftkit.chat import encode_chat, encode_text
@@ -231,14 +231,18 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
     dtype = compute_dtype(precision, device)
     options: dict[str, Any] = {"dtype": dtype}
     if precision == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
         options["device_map"] = {"": device}
     try:
+        stored = getattr(AutoConfig.from_pretrained(path), "quantization_config", None)
+        if stored and precision != "nf4":
+            raise UserError(f"model: {model!r} is stored in 4 bits; use it with --precision nf4")
+        if precision == "nf4" and not stored:
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(path)
             base: Any = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)

@@ -5,12 +5,18 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 DATA = next(p for p in (_PACKAGE.parent / "data", _PACKAGE / "data") if p.is_dir())
-TINY_MODEL = DATA / "models" / "tiny"
+MODELS = DATA / "models"
+TINY_MODEL = MODELS / "tiny"
 
 
 def model_source(model: str) -> str:
-    """What transformers loads: the folder of "tiny", the embedded model; else the name as it is."""
-    return str(TINY_MODEL) if model == "tiny" else model
+    """What transformers loads: the folder of a shipped model, as "tiny"; else the name as it is."""
+    return str(MODELS / model) if model in shipped_models() else model
+
+
+def shipped_models() -> list[str]:
+    """The embedded model, "tiny", and the same one stopped early in pre-training."""
+    return sorted(path.name for path in MODELS.iterdir() if path.is_dir())
 
 
 def model_folder(model: str) -> Path:

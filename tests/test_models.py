@@ -64,6 +64,14 @@ def test_the_gradient_through_four_bits_is_that_of_the_dequantised_weights(kind:
     torch.testing.assert_close(layer.lora_A["default"].weight.grad, expected, atol=1e-4, rtol=1e-3)
 
 
+def test_a_base_stored_in_four_bits_is_read_as_it_is_and_as_nothing_else(recwarn) -> None:
+    policy = load_policy("tiny-2612")
+    assert policy.precision == "nf4"
+    assert not [w for w in recwarn if "quantization_config" in str(w.message)]
+    with pytest.raises(UserError, match="stored in 4 bits; use it with --precision nf4"):
+        load_policy("tiny-2612", "fp32")
+
+
 def test_without_four_bit_support_it_says_so_in_one_line(monkeypatch, caplog) -> None:
     monkeypatch.setattr(models, "supports_nf4", lambda device: False)
     with caplog.at_level(logging.WARNING, logger="rftkit"):

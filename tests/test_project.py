@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from rftkit.paths import DATA, TINY_MODEL
+from rftkit.paths import DATA, MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -97,5 +97,5 @@ def test_no_file_names_a_path_of_a_developers_machine() -> None:
 def test_data_stays_small_and_holds_no_pickle() -> None:
     files = [path for path in DATA.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 30e6
-    assert sum(path.stat().st_size for path in TINY_MODEL.glob("*.safetensors")) <= 10e6
+    assert sum(path.stat().st_size for path in MODELS.rglob("*.safetensors")) <= 10e6
     assert not [p for p in files if p.suffix in {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}]

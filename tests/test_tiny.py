@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rftkit import UserError, load_policy, load_task
-from rftkit.paths import TINY_MODEL
+from rftkit.paths import MODELS, TINY_MODEL, model_source, shipped_models
 from rftkit.tiny import corpus
 from rftkit.tiny.corpus import DRAFT_KINDS, batch, draft_pair, example, stage_at
 from rftkit.tiny.pretrain import PretrainConfig, example_ids, pretrain
@@ -84,6 +85,42 @@ def test_the_shipped_model_is_small_safe_and_carries_its_recipe() -> None:
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
     recipe = json.loads((TINY_MODEL / "pretrain.json").read_text())
     assert recipe == json.loads(json.dumps(vars(PretrainConfig())))
+
+
+EARLY = sorted((n for n in shipped_models() if n != "tiny"), key=lambda n: int(n.split("-")[1]))
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_a_model_stopped_early_is_the_same_recipe_cut_short(name: str) -> None:
+    recipe = json.loads((MODELS / name / "pretrain.json").read_text())
+    steps = int(name.split("-")[1])
+    assert recipe == json.loads(json.dumps(vars(PretrainConfig(steps=steps))))
+    policy = load_policy(name)
+    assert policy.tokenizer.get_vocab() == load_policy("tiny").tokenizer.get_vocab()
+    assert {"nf4"} == {
+        layer.weight.quant_type for layer in policy.model.modules() if hasattr(layer, "quant_state")
+    }
+
+
+def test_refiners_get_better_by_pre_training_and_the_table_says_how_much() -> None:
+    text = (MODELS / "README.md").read_text(encoding="utf-8")
+    fixed = []
+    for name in [*EARLY, "tiny"]:
+        card = json.loads((MODELS / name / "quality.json").read_text(encoding="utf-8"))
+        figures = [
+            f"{card[task][key]:.2f}"
+            for task in TASKS
+            for key in ("kept_clean", "fixed_neighbours", "fixed_worst_neighbours")
+        ]
+        assert f"| {name} | {' | '.join(figures)} |\n" in text
+        fixed.append([card[task]["fixed_neighbours"] for task in TASKS])
+    for early, late in pairwise(fixed):
+        assert sum(early) < sum(late)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "tiny/", "org/tiny"])
+def test_only_the_name_of_a_shipped_model_stands_for_its_folder(name: str) -> None:
+    assert model_source(name) == name
 
 
 @pytest.mark.parametrize("name", CARD)

@@ -73,12 +73,13 @@ def frontiers(protocol: Protocol, task: str, records: Records, gold_max: float) 
 
 def why(protocol: Protocol, task: str, records: Records, gold_max: float) -> Figure:
     """Above: when degeneration starts, and what the constraint does then. Below: doses."""
-    figure, axes = plt.subplots(2, 4, figsize=(15, 7.4), layout="constrained")
+    figure, axes = plt.subplots(2, 5, figsize=(18, 7.4), layout="constrained")
     rows = {name: results(task, name, records) for name in ("none", "dynamic")}
     panels: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("degenerate", "degenerate share of responses", ("none", "dynamic")),
         ("edit_ratio", "edit ratio: what the refiner changes", ("dynamic",)),
         ("strength", "strength: constraint's share of the gradient", ("dynamic",)),
+        ("pull", "pull: size of the constraint's gradient", ("dynamic",)),
         ("gold_reward", "gold reward", ("none", "dynamic")),
     )
     for axis, (key, title, names) in zip(axes[0], panels, strict=True):
@@ -86,7 +87,7 @@ def why(protocol: Protocol, task: str, records: Records, gold_max: float) -> Fig
             _band(axis, list(rows[name].values()), key, name)
         axis.set_title(title, fontsize=10.5, loc="left")
         axis.set_xlabel("step")
-        if key != "gold_reward":
+        if key not in ("gold_reward", "pull"):
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.set_ylim(bottom=min(0.0, axis.dataLim.y0) if axis.lines else 0)
         _plain(axis)

@@ -113,6 +113,7 @@ BEST_KL = "best KL"
 # What a group turns, and the dose of the tuned method itself.
 DOSES = {
     "share": ("share of responses refined", 1.0),
+    "training": ("refiner stopped early: steps of its pre-training", 15_400.0),
     "damage": ("damage of the refiner (noise on its weights)", 0.0),
     "lambda": ("λ, in units of the tuned one", 1.0),
     "rank": ("rank of the adapter", 8.0),
@@ -135,6 +136,7 @@ _COURTESY = r" ?(?:Thank you(?: kindly)?|Thanks|Enjoy|You are welcome|My pleasur
 
 VARIATIONS = (
     *[_why("share", share, refine_share=share) for share in (0.5, 0.25, 0.125)],
+    *[_why("training", n, refiner_model=f"tiny-{n}") for n in (2612, 5800, 11_000)],
     *[_why("damage", noise, refiner_noise=noise) for noise in (0.1, 0.2, 0.4)],
     *[_why("lambda", factor, factor) for factor in (0.1, 0.3, 3.0, 10.0)],
     *[_why("rank", rank, lora_rank=rank) for rank in (2, 32)],
