@@ -47,32 +47,42 @@ def test_differences_are_paired_and_take_the_kl_that_tuning_preferred() -> None:
     assert len(found) == 4
 
 
-def test_the_frontier_holds_each_seed_against_all_that_cost_no_more() -> None:
+def test_the_frontier_takes_the_best_that_rivals_reach_at_the_same_cost() -> None:
     records = made_up(ONE)
-    first, *others = frontier(ONE, "dialogue", records)
+    rivals = [m for m in METHODS if m.kind in ("none", "kl")]
     dynamic = results("dialogue", "dynamic", records)
-    inside = {
-        seed: max(
-            gold
-            for key, row in records.items()
-            if key.split("/")[1].startswith(("none", "kl-")) and "/limits/" not in key
-            for kl, gold in zip(row["curve"]["kl"], row["curve"]["gold_reward"], strict=True)
-            if kl <= dynamic[seed]["final"]["kl"]
-        )
-        for seed in dynamic
-    }
-    assert first.rival == pytest.approx(mean(inside.values()))
-    golds = [row["final"]["gold_reward"] for row in dynamic.values()]
-    assert first.mean == pytest.approx(mean(golds) - mean(inside.values()))
+    for row in dynamic.values():
+        row["curve"]["kl"] = [kl / 2 for kl in row["curve"]["kl"]]
+    budget = 10.0  # nats at its end; the rivals end at 20
+    reached = {}
+    for method in rivals:
+        rows = results("dialogue", method.name, records).values()
+        curves = [row["curve"] for row in rows]
+        for i, step in enumerate(curves[0]["step"]):
+            if mean(c["kl"][i] for c in curves) <= budget:
+                reached[method.label, step] = mean(c["gold_reward"][i] for c in curves)
+    first, *others = frontier(ONE, "dialogue", records)
+    assert first.rival == pytest.approx(max(reached.values()))
+    assert reached[first.label, first.step] == pytest.approx(first.rival)
+    golds = mean(row["final"]["gold_reward"] for row in dynamic.values())
+    assert first.difference == pytest.approx(golds - first.rival)
     assert first.low > 0
+    assert first.luckiest >= first.rival
     assert [w.budget for w in others] == ["degenerate share", "tokens generated"]
-    # One evaluation of one tuning run, at no KL: the frontier does not move any more.
-    key = "dialogue/kl-k3-loss/first0/seed100"
-    records[key] |= {"curve": records[key]["curve"] | {"gold_reward": [1.5] * 21}}
+    assert frontier_table(ONE, "dialogue", records).splitlines()[2].count("moves it") == 1
+
+
+def test_a_lucky_run_is_told_and_a_better_rival_ends_the_claim() -> None:
+    records = made_up(ONE)
+    lucky = "dialogue/kl-k3-loss/first0/seed100"
+    records[lucky]["curve"]["gold_reward"] = [1.5] * 21
+    first = frontier(ONE, "dialogue", records)[0]
+    assert (first.luckiest, first.low > 0) == (1.5, True)
+    for row in results("dialogue", "kl-k3-loss", records).values():
+        row["curve"]["gold_reward"] = [1.5] * 21
     assert frontier(ONE, "dialogue", records)[0].high < 0
-    line = frontier_table(ONE, "dialogue", records).splitlines()[2]
-    assert "1.50 (KL, k3 loss)" in line
-    assert line.endswith("| stays below it |")
+    assert "| 1.50 (KL, k3 loss, step 0) |" in frontier_table(ONE, "dialogue", records)
+    assert "stays below it" in frontier_table(ONE, "dialogue", records)
 
 
 def test_the_verdict_needs_its_runs_and_follows_them() -> None:
@@ -137,7 +147,7 @@ def test_the_report_shows_what_the_refiner_changed(tmp_path: Path) -> None:
     records["dialogue/dynamic/result/seed10"]["samples"][0]["refined"] = "one tea <script>"
     report = text(ONE, records)
     (shown,) = report.partition("### What the refiner changed")[2:]
-    assert re.findall(r"<pre>step (\d+)", shown) == ["0", "199"], "11 changed nothing"
+    assert re.findall(r"<pre>step (\d+)", shown) == ["0", "199"], "5 changed nothing"
     assert "&lt;script&gt;" in shown
     assert "<script>" not in shown
     assert 'line-through"> c</del>' in shown

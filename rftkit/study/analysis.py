@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rftkit.metrics import mean, paired_bootstrap
-from rftkit.study.methods import Variation
+from rftkit.study.methods import Method, Variation
 from rftkit.study.plan import Protocol, Record, Records
 from rftkit.words import word_edit_ratio
 
@@ -101,90 +101,121 @@ def differences(protocol: Protocol, task: str, records: Records) -> list[Compare
 
 
 def telling(task: str, records: Records, count: int = 10) -> list[Record]:
-    """What the refiner changed under the dynamic constraint: of each part of the training, the
-    sample that it changed most, over all result seeds. Parts without a changed sample are left out.
+    """What the refiner changed under the dynamic constraint, over all result seeds.
+
+    Of each part of the training the sample that it changed most; where a part has none, more of
+    the others. In the order of the steps, no response twice.
     """
-    found: dict[int, tuple[float, Record]] = {}
+    changed: dict[str, tuple[float, Record]] = {}
     for row in results(task, "dynamic", records).values():
         for sample in row["samples"]:
-            part = min(count - 1, count * sample["step"] // row["config"]["steps"])
             ratio = word_edit_ratio(sample["response"], sample["refined"])
-            if ratio > found.get(part, (0.0, sample))[0]:
-                found[part] = ratio, sample
-    return [sample for _, (_, sample) in sorted(found.items())]
+            if ratio > 0:
+                part = count * sample["step"] // row["config"]["steps"]
+                changed[sample["response"]] = ratio, {**sample, "part": min(part, count - 1)}
+    ranked = [sample for _, sample in sorted(changed.values(), key=lambda pair: -pair[0])]
+    first = list({sample["part"]: sample for sample in reversed(ranked)}.values())
+    rest = [sample for sample in ranked if sample not in first]
+    return sorted([*first, *rest][:count], key=lambda sample: sample["step"])
 
 
 class Budget(NamedTuple):
-    """A cost that a run's gold reward is held against, at the end and at each evaluation."""
+    """A cost that gold reward is held against: its name, and where a record's curve has it."""
 
     name: str
-    end: Callable[[Record], float | None]
-    key: str  # of the curve
+    key: str
 
 
 BUDGETS = (
-    Budget("KL from the reference (nats)", lambda r: r["final"]["kl"], "kl"),
-    Budget("degenerate share", lambda r: r["final"]["degenerate"], "degenerate"),
-    Budget("tokens generated", lambda r: r["generated"], "generated"),
+    Budget("KL from the reference (nats)", "kl"),
+    Budget("degenerate share", "degenerate"),
+    Budget("tokens generated", "generated"),
 )
 
 
 class Within(NamedTuple):
-    """What rivals reach at no more than the dynamic constraint's cost, and how far it is above.
+    """The best that rivals reach at no more than the dynamic constraint's cost.
 
-    cost, rival: means over seeds. best: the method that reached the most. low, high: of the paired
-    difference, dynamic − rival.
+    cost: of the dynamic constraint at the end, mean over seeds. rival, label, step: the highest
+    mean over seeds among the evaluations of the rivals' results that cost no more. difference, low,
+    high: dynamic minus that, paired. luckiest: the highest single evaluation of any of their runs,
+    tuning included, that costs no more.
     """
 
     budget: str
     cost: float
     rival: float
-    best: str
-    mean: float
+    label: str
+    step: int
+    difference: float
     low: float
     high: float
+    luckiest: float
 
 
 def frontier(protocol: Protocol, task: str, records: Records) -> list[Within]:
-    """Whether the dynamic constraint lies above what no constraint and KL can reach at its cost.
-
-    For each of its seeds the highest gold reward among *all* evaluations of *all* their runs,
-    tuning included, that cost no more. A maximum over so many favours the rivals.
-    """
+    """Whether the dynamic constraint lies above what no constraint and KL reach at its cost."""
     dynamic = results(task, "dynamic", records)
-    rivals = [
-        (method.label, record)
-        for method in protocol.methods
-        if method.kind in ("none", "kl")
-        for key, record in records.items()
-        if key.startswith((f"{task}/{method.name}/first", f"{task}/{method.name}/second",
-                           f"{task}/{method.name}/result"))
-    ]  # fmt: skip
+    rivals = [m for m in protocol.methods if m.kind in ("none", "kl")]
     found = []
     for budget in BUDGETS:
-        points = [
-            (cost, gold, label)
-            for label, record in rivals
-            for cost, gold in zip(
-                record["curve"][budget.key], record["curve"]["gold_reward"], strict=True
-            )
-            if cost is not None and gold is not None
+        costs = [_at(row, budget.key)[row["final"]["step"]] for row in dynamic.values()]
+        points = [p for m in rivals for p in _points(task, m, budget.key, records, set(dynamic))]
+        cost = mean(c for c in costs if c is not None)
+        inside = [p for p in points if p.cost <= cost]
+        if not inside:
+            continue
+        best = max(inside, key=lambda p: mean(p.golds.values()))
+        seeds = sorted(best.golds)
+        middle, (low, high) = paired_bootstrap(
+            [float(dynamic[s]["final"]["gold_reward"]) for s in seeds],
+            [best.golds[s] for s in seeds],
+        )
+        single = [
+            gold
+            for m in rivals
+            for row in _all_runs(task, m, records)
+            for c, gold in zip(row["curve"][budget.key], row["curve"]["gold_reward"], strict=True)
+            if c is not None and gold is not None and c <= cost
         ]
-        ours, theirs, costs, names = [], [], [], []
-        for row in dynamic.values():
-            cost = budget.end(row)
-            inside = [(g, label) for c, g, label in points if cost is not None and c <= cost]
-            if inside and cost is not None:
-                gold, label = max(inside)
-                ours.append(float(row["final"]["gold_reward"]))
-                theirs.append(gold)
-                costs.append(cost)
-                names.append(label)
-        if ours:
-            middle, (low, high) = paired_bootstrap(ours, theirs)
-            best = max(zip(theirs, names, strict=True))[1]
-            found.append(Within(budget.name, mean(costs), mean(theirs), best, middle, low, high))
+        found.append(
+            Within(
+                budget.name, cost, mean(best.golds.values()), best.label, best.step,
+                middle, low, high, max(single),
+            )
+        )  # fmt: skip
     return found
+
+
+class _Point(NamedTuple):
+    label: str
+    step: int
+    cost: float  # mean over seeds
+    golds: dict[int, float]  # by seed
+
+
+def _points(task: str, method: Method, key: str, records: Records, seeds: set[int]) -> list[_Point]:
+    """A method's results at each evaluation: mean cost, and gold reward by seed."""
+    rows = {s: row for s, row in results(task, method.name, records).items() if s in seeds}
+    found = []
+    for step in next(iter(rows.values()))["curve"]["step"] if rows else ():
+        costs = [_at(row, key).get(step) for row in rows.values()]
+        golds = {s: _at(row, "gold_reward").get(step) for s, row in rows.items()}
+        known = {s: gold for s, gold in golds.items() if gold is not None}
+        if None not in costs and len(known) == len(rows):
+            cost = mean(c for c in costs if c is not None)
+            found.append(_Point(method.label, step, cost, known))
+    return found
+
+
+def _at(record: Record, key: str) -> dict[int, float | None]:
+    """A curve by step."""
+    return dict(zip(record["curve"]["step"], record["curve"][key], strict=True))
+
+
+def _all_runs(task: str, method: Method, records: Records) -> list[Record]:
+    stages = tuple(f"{task}/{method.name}/{stage}" for stage in ("first", "second", "result"))
+    return [record for key, record in records.items() if key.startswith(stages)]
 
 
 def verdict(protocol: Protocol, task: str, records: Records) -> str:

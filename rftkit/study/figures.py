@@ -73,7 +73,13 @@ def frontiers(protocol: Protocol, task: str, records: Records, gold_max: float) 
 
 def why(protocol: Protocol, task: str, records: Records, gold_max: float) -> Figure:
     """Above: when degeneration starts, and what the constraint does then. Below: doses."""
-    figure, axes = plt.subplots(2, 5, figsize=(18, 7.4), layout="constrained")
+    doses = {
+        group: about
+        for group, about in DOSES.items()
+        if any(v.group == group and varied(task, v, records) for v in protocol.variations)
+    }
+    lines, height = (2, 7.4) if doses else (1, 3.7)
+    figure, axes = plt.subplots(lines, 5, figsize=(18, height), layout="constrained", squeeze=False)
     rows = {name: results(task, name, records) for name in ("none", "dynamic")}
     panels: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("degenerate", "degenerate share of responses", ("none", "dynamic")),
@@ -84,20 +90,23 @@ def why(protocol: Protocol, task: str, records: Records, gold_max: float) -> Fig
     )
     for axis, (key, title, names) in zip(axes[0], panels, strict=True):
         for name in names:
-            _band(axis, list(rows[name].values()), key, name)
+            _band(axis, list(rows[name].values()), key, name, named=len(names) > 1)
         axis.set_title(title, fontsize=10.5, loc="left")
         axis.set_xlabel("step")
         if key not in ("gold_reward", "pull"):
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
         axis.set_ylim(bottom=min(0.0, axis.dataLim.y0) if axis.lines else 0)
         _plain(axis)
-    for axis, (group, (title, own)) in zip(axes[1], DOSES.items(), strict=True):
+    for axis in axes[1][len(doses) :] if doses else ():
+        axis.axis("off")
+    for axis, (group, (title, own)) in zip(axes[-1], doses.items(), strict=False):
         _doses(axis, protocol, task, group, own, records)
         axis.set_xlabel(title)
         axis.axhline(gold_max, color="#999999", linewidth=1, zorder=0)
         axis.set_ylim(-0.04 * gold_max, 1.08 * gold_max)
         _plain(axis)
-    axes[1][0].set_ylabel("gold reward at the end")
+    if doses:
+        axes[1][0].set_ylabel("gold reward at the end")
     figure.suptitle(f"{task}: why, and how much of it is needed", fontsize=13)
     return figure
 
@@ -173,8 +182,8 @@ def _path(axis: Axes, rows: Sequence[Record], look: Mapping[str, str]) -> None:
               markeredgecolor="white", zorder=3)  # fmt: skip
 
 
-def _band(axis: Axes, rows: Sequence[Record], key: str, name: str) -> None:
-    """Mean of the seeds against step, the band from lowest to highest."""
+def _band(axis: Axes, rows: Sequence[Record], key: str, name: str, named: bool) -> None:
+    """Mean of the seeds against step, the band from lowest to highest; its name at the end."""
     tables = [
         {s: v for s, v in zip(r["curve"]["step"], r["curve"][key], strict=True) if v is not None}
         for r in rows
@@ -186,6 +195,8 @@ def _band(axis: Axes, rows: Sequence[Record], key: str, name: str) -> None:
     style = {"none": "--"}.get(name, "-")
     axis.plot(steps, values.mean(0), style, color=COLOURS[name], linewidth=2, label=name)
     axis.fill_between(steps, values.min(0), values.max(0), color=COLOURS[name], alpha=0.18, lw=0)
+    if not named:
+        return
     label = {"none": "no constraint"}.get(name, name)
     above = values.mean(0)[-1] <= values.mean(0).max() / 2
     axis.annotate(label, (steps[-1], values.mean(0)[-1]), (0, 6 if above else -13), ha="right",

@@ -88,17 +88,29 @@ def _generated(rows: Sequence[Record], share: float) -> dict[int, int]:
 
 
 def _telling(samples: Sequence[Record]) -> list[dict[str, Any]]:
-    """Ten evaluations, evenly spread: of each the response that the refiner changes most."""
-    by_step: dict[int, list[Record]] = {}
+    """Of each evaluation the response that the refiner changes most; of these ten, evenly spread.
+
+    Those that it leaves alone are taken only where there are not enough others.
+    """
+    most: dict[int, dict[str, Any]] = {}
     for sample in samples:
-        by_step.setdefault(sample["step"], []).append(sample)
-    steps = sorted(by_step)
-    count = min(SAMPLES, len(steps))
-    places = {round(i * (len(steps) - 1) / max(1, count - 1)) for i in range(count)}
-    return [
-        dict(max(by_step[steps[i]], key=lambda s: edit_ratio(s["response"], s["refined"])))
-        for i in sorted(places)
-    ]
+        found = most.get(sample["step"])
+        if found is None or _changed(sample) > _changed(found):
+            most[sample["step"]] = dict(sample)
+    changed, same = ([s for s in most.values() if (_changed(s) > 0) == c] for c in (True, False))
+    chosen = _spread(changed, SAMPLES)
+    return sorted(chosen + _spread(same, SAMPLES - len(chosen)), key=lambda s: s["step"])
+
+
+def _changed(sample: Record) -> float:
+    return edit_ratio(sample["response"], sample["refined"])
+
+
+def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """At most `count` of the rows, first and last included, evenly spread."""
+    if len(rows) <= count:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def _mean(rows: Sequence[Record], key: str) -> float | None:

@@ -21,13 +21,15 @@ Written by `rftkit study --report` from the records beside it; the protocol is
 differences are paired by seed. "Best on the way" is the highest of a run's evaluations, known only
 afterwards. Seconds leave evaluations out."""
 CHANGED = """\
-Of each tenth of the training, over all seeds of the dynamic constraint, the recorded response that
-it changed most: struck out what it deleted, underlined what it wrote."""
+Under the dynamic constraint, over all seeds: of each tenth of the training the recorded response
+that it changed most, and more where a tenth has none. Struck out what it deleted, underlined what
+it wrote."""
 FRONTIER = """\
-Against the rivals (no constraint and every KL) at their very best: for each seed of the dynamic
-constraint the highest gold reward among all evaluations of all their runs, tuning included, that
-cost no more than it does at its end. A maximum over so many evaluations is flattered by chance, so
-that a difference above zero is a strict answer."""
+The rivals are no constraint and every KL. Of their results the evaluation with the highest mean
+gold reward among those that cost no more than the dynamic constraint does at its end: knowing the
+best step afterwards is an advantage that it does not get. The last column is the highest single
+evaluation of any rival's run, any setting of the tuning included: a maximum over hundreds, which
+chance flatters, and which no other seed needs to repeat."""
 README_COLUMNS = tuple(c for c in SHORT if not c.name.startswith(("task", "sampled")))
 
 

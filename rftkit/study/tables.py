@@ -86,12 +86,14 @@ def frontier_table(protocol: Protocol, task: str, records: Records) -> str:
     found = frontier(protocol, task, records)
     if not found:
         return ""
-    head = ["at no more than its", "cost", "best of all rivals", "dynamic − that (95%)", "answer"]
-    lines = [_row(head), "|---|---|---|---|---|"]
+    head = ["at no more", "than", "best of the rivals", "dynamic − that (95%)", "answer"]
+    head.append("luckiest evaluation of a rival")
+    lines = [_row(head), "|" + "---|" * len(head)]
     for w in found:
         cost = f"{w.cost:.1%}" if "share" in w.budget else f"{w.cost:,.1f}".removesuffix(".0")
-        interval = f"{w.mean:+.2f} ({w.low:+.2f} to {w.high:+.2f})"
-        lines.append(_row([w.budget, cost, f"{w.rival:.2f} ({w.best})", interval, answer(w)]))
+        rival = f"{w.rival:.2f} ({w.label}, step {w.step})"
+        interval = f"{w.difference:+.2f} ({w.low:+.2f} to {w.high:+.2f})"
+        lines.append(_row([w.budget, cost, rival, interval, answer(w), f"{w.luckiest:.2f}"]))
     return "\n".join(lines) + "\n"
 
 
