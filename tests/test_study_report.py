@@ -62,12 +62,14 @@ def test_the_frontier_takes_the_best_that_rivals_reach_at_the_same_cost() -> Non
             if mean(c["kl"][i] for c in curves) <= budget:
                 reached[method.label, step] = mean(c["gold_reward"][i] for c in curves)
     first, *others = frontier(ONE, "dialogue", records)
-    assert first.rival == pytest.approx(max(reached.values()))
-    assert reached[first.label, first.step] == pytest.approx(first.rival)
+    assert first.best is not None
+    assert first.best.gold == pytest.approx(max(reached.values()))
+    assert reached[first.best.label, first.best.step] == pytest.approx(first.best.gold)
     golds = mean(row["final"]["gold_reward"] for row in dynamic.values())
-    assert first.difference == pytest.approx(golds - first.rival)
-    assert first.low > 0
-    assert first.luckiest >= first.rival
+    assert first.best.difference == pytest.approx(golds - first.best.gold)
+    assert first.best.low > 0
+    assert first.luckiest is not None
+    assert first.luckiest >= first.best.gold
     assert [w.budget for w in others] == ["degenerate share", "tokens generated"]
     assert frontier_table(ONE, "dialogue", records).splitlines()[2].count("moves it") == 1
 
@@ -77,12 +79,15 @@ def test_a_lucky_run_is_told_and_a_better_rival_ends_the_claim() -> None:
     lucky = "dialogue/kl-k3-loss/first0/seed100"
     records[lucky]["curve"]["gold_reward"] = [1.5] * 21
     first = frontier(ONE, "dialogue", records)[0]
-    assert (first.luckiest, first.low > 0) == (1.5, True)
+    assert first.best is not None
+    assert (first.luckiest, first.best.low > 0) == (1.5, True)
     for row in results("dialogue", "kl-k3-loss", records).values():
         row["curve"]["gold_reward"] = [1.5] * 21
-    assert frontier(ONE, "dialogue", records)[0].high < 0
     assert "| 1.50 (KL, k3 loss, step 0) |" in frontier_table(ONE, "dialogue", records)
     assert "stays below it" in frontier_table(ONE, "dialogue", records)
+    for row in results("dialogue", "dynamic", records).values():
+        row["curve"]["degenerate"] = [-1.0] * 21
+    assert "none comes so low | – | moves it | – |" in frontier_table(ONE, "dialogue", records)
 
 
 def test_the_verdict_needs_its_runs_and_follows_them() -> None:

@@ -5,7 +5,7 @@ Everything works on what is there, and says what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from rftkit.metrics import mean, paired_bootstrap
@@ -133,24 +133,28 @@ BUDGETS = (
 )
 
 
-class Within(NamedTuple):
-    """The best that rivals reach at no more than the dynamic constraint's cost.
+class Rival(NamedTuple):
+    """An evaluation of a rival's results: mean gold reward over seeds, and dynamic minus that."""
 
-    cost: of the dynamic constraint at the end, mean over seeds. rival, label, step: the highest
-    mean over seeds among the evaluations of the rivals' results that cost no more. difference, low,
-    high: dynamic minus that, paired. luckiest: the highest single evaluation of any of their runs,
-    tuning included, that costs no more.
+    label: str
+    step: int
+    gold: float
+    difference: float  # paired
+    low: float
+    high: float
+
+
+class Within(NamedTuple):
+    """What rivals reach at no more than the dynamic constraint's cost, their seeds' mean.
+
+    cost: of the dynamic constraint at the end. best: None where rivals never come so low.
+    luckiest: the highest single evaluation of any of their runs, tuning included, at that cost.
     """
 
     budget: str
     cost: float
-    rival: float
-    label: str
-    step: int
-    difference: float
-    low: float
-    high: float
-    luckiest: float
+    best: Rival | None
+    luckiest: float | None
 
 
 def frontier(protocol: Protocol, task: str, records: Records) -> list[Within]:
@@ -158,19 +162,10 @@ def frontier(protocol: Protocol, task: str, records: Records) -> list[Within]:
     dynamic = results(task, "dynamic", records)
     rivals = [m for m in protocol.methods if m.kind in ("none", "kl")]
     found = []
-    for budget in BUDGETS:
+    for budget in BUDGETS if dynamic else ():
         costs = [_at(row, budget.key)[row["final"]["step"]] for row in dynamic.values()]
-        points = [p for m in rivals for p in _points(task, m, budget.key, records, set(dynamic))]
         cost = mean(c for c in costs if c is not None)
-        inside = [p for p in points if p.cost <= cost]
-        if not inside:
-            continue
-        best = max(inside, key=lambda p: mean(p.golds.values()))
-        seeds = sorted(best.golds)
-        middle, (low, high) = paired_bootstrap(
-            [float(dynamic[s]["final"]["gold_reward"]) for s in seeds],
-            [best.golds[s] for s in seeds],
-        )
+        points = [p for m in rivals for p in _points(task, m, budget.key, records, set(dynamic))]
         single = [
             gold
             for m in rivals
@@ -178,13 +173,18 @@ def frontier(protocol: Protocol, task: str, records: Records) -> list[Within]:
             for c, gold in zip(row["curve"][budget.key], row["curve"]["gold_reward"], strict=True)
             if c is not None and gold is not None and c <= cost
         ]
-        found.append(
-            Within(
-                budget.name, cost, mean(best.golds.values()), best.label, best.step,
-                middle, low, high, max(single),
-            )
-        )  # fmt: skip
+        best = _best([p for p in points if p.cost <= cost], dynamic)
+        found.append(Within(budget.name, cost, best, max(single, default=None)))
     return found
+
+
+def _best(points: Sequence[_Point], dynamic: Mapping[int, Record]) -> Rival | None:
+    if not points:
+        return None
+    best = max(points, key=lambda p: mean(p.golds.values()))
+    ours = [float(dynamic[seed]["final"]["gold_reward"]) for seed in best.golds]
+    middle, (low, high) = paired_bootstrap(ours, list(best.golds.values()))
+    return Rival(best.label, best.step, mean(best.golds.values()), middle, low, high)
 
 
 class _Point(NamedTuple):

@@ -9,7 +9,7 @@ from rftkit.study.analysis import (
     COLUMNS,
     SHORT,
     Column,
-    Within,
+    Rival,
     differences,
     frontier,
     missing_results,
@@ -91,17 +91,20 @@ def frontier_table(protocol: Protocol, task: str, records: Records) -> str:
     lines = [_row(head), "|" + "---|" * len(head)]
     for w in found:
         cost = f"{w.cost:.1%}" if "share" in w.budget else f"{w.cost:,.1f}".removesuffix(".0")
-        rival = f"{w.rival:.2f} ({w.label}, step {w.step})"
-        interval = f"{w.difference:+.2f} ({w.low:+.2f} to {w.high:+.2f})"
-        lines.append(_row([w.budget, cost, rival, interval, answer(w), f"{w.luckiest:.2f}"]))
+        rival, interval = "none comes so low", "–"
+        if best := w.best:
+            rival = f"{best.gold:.2f} ({best.label}, step {best.step})"
+            interval = f"{best.difference:+.2f} ({best.low:+.2f} to {best.high:+.2f})"
+        lucky = "–" if w.luckiest is None else f"{w.luckiest:.2f}"
+        lines.append(_row([w.budget, cost, rival, interval, answer(best), lucky]))
     return "\n".join(lines) + "\n"
 
 
-def answer(w: Within) -> str:
+def answer(best: Rival | None) -> str:
     """In words, what an interval says about the frontier."""
-    if w.low > 0:
+    if best is None or best.low > 0:
         return "moves it"
-    return "walks along it" if w.high >= 0 else "stays below it"
+    return "walks along it" if best.high >= 0 else "stays below it"
 
 
 def variation_table(protocol: Protocol, task: str, part: str, records: Records) -> str:
