@@ -64,8 +64,8 @@ def curves(runs: Mapping[str, Sequence[RunFolder]], task: str, gold_max: float) 
     gold.set_ylim(min(0.0, gold.dataLim.y0), max(gold_max, gold.dataLim.y1) * 1.08)
     for axis, decimals in ((degenerate, 0), (edits, 1), (strength, 0)):
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals))
-    degenerate.set_ylim(-0.03, 1.06)
-    strength.set_ylim(0, 1)
+    for axis in (degenerate, strength):
+        axis.set_ylim(-0.03, 1.06)  # a curve that ends at 100% has its name below the title
     kl.set_yscale("symlog", linthresh=1.0)
     for axis in (task_axis, edits, kl):
         axis.set_ylim(bottom=min(0.0, axis.dataLim.y0))
