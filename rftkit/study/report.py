@@ -11,7 +11,13 @@ from rftkit.study.analysis import SHORT, results, telling, verdict
 from rftkit.study.figures import frontiers, why
 from rftkit.study.plan import PROTOCOL, Protocol, Record, Records
 from rftkit.study.records import RecordFiles, sha256
-from rftkit.study.tables import difference_table, frontier_table, result_table, variation_table
+from rftkit.study.tables import (
+    difference_table,
+    frontier_table,
+    missing_line,
+    result_table,
+    variation_table,
+)
 from rftkit.tasks import load_task
 from rftkit.words import word_diff
 
@@ -88,6 +94,7 @@ def task_text(protocol: Protocol, task: str, records: Records, short: bool = Fal
     columns = {"columns": README_COLUMNS} if short else {}
     parts = [
         result_table(protocol, task, records, **columns),
+        missing_line(protocol, task, records, short),
         difference_table(protocol, task, records),
     ]
     return "\n".join(part for part in parts if part)

@@ -63,10 +63,16 @@ def result_table(
             tuned = chosen(protocol, task, m, records)
             cells = [cell(rows, column) for column in columns]
             lines.append(_row([m.label, tuned, str(len(rows)), *cells]))
-    text = "\n".join(lines) + "\n" if len(lines) > 2 else ""
-    if missing := missing_results(protocol, task, records):
-        text += ("\n" if text else "") + f"Still missing: {', '.join(missing)}.\n"
-    return text
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def missing_line(protocol: Protocol, task: str, records: Records, short: bool = False) -> str:
+    """What a task's result lacks, by method or as a number; "" where nothing does."""
+    missing = missing_results(protocol, task, records)
+    if not missing:
+        return ""
+    told = f"{len(missing)} of {len(protocol.methods)} methods" if short else ", ".join(missing)
+    return f"Still missing: {told}.\n"
 
 
 def difference_table(protocol: Protocol, task: str, records: Records) -> str:
