@@ -9,9 +9,10 @@ from study_records import made_up
 
 from rftkit.metrics import bootstrap_ci, mean
 from rftkit.report import fill
-from rftkit.study.analysis import differences, frontier, results, verdict
+from rftkit.study.analysis import differences, results, verdict
 from rftkit.study.command import RECORDS
 from rftkit.study.exploits import BONUS, upsell
+from rftkit.study.frontier import frontier
 from rftkit.study.methods import DOSES, METHODS, VARIATIONS
 from rftkit.study.plan import PROTOCOL
 from rftkit.study.records import RecordFiles, sha256

@@ -9,13 +9,12 @@ from rftkit.study.analysis import (
     COLUMNS,
     SHORT,
     Column,
-    Rival,
     differences,
-    frontier,
     missing_results,
     results,
     varied,
 )
+from rftkit.study.frontier import Rival, frontier
 from rftkit.study.methods import DOSES, Method
 from rftkit.study.plan import Protocol, Record, Records
 
