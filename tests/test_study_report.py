@@ -130,6 +130,7 @@ def test_the_report_works_on_whatever_is_there(part: str, tmp_path: Path) -> Non
     assert ("dynamic (4 of 5)" in report) == (part == "core")
     assert ("### Where it fails" in report) == (part == "all")
     assert (tmp_path / "frontiers-dialogue.png").exists() == (part != "nothing")
+    assert (tmp_path / "why-dialogue.png").exists() == (part in ("core", "all"))
 
 
 def test_the_report_shows_what_the_refiner_changed(tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ def write(protocol: Protocol, records: Records, folder: Path) -> str:
     for task in protocol.tasks:
         if any(key.startswith(f"{task}/") for key in records):
             gold_max = load_task(task).gold_max
-            for name, draw in (("frontiers", frontiers), ("why", why)):
+            figures = {"frontiers": frontiers}
+            if results(task, "dynamic", records):
+                figures["why"] = why
+            for name, draw in figures.items():
                 path = folder / f"{name}-{task}.png"
                 save(path, draw(protocol, task, records, gold_max))
                 written.append(path)
