@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer, BitsAndBytesConfig, HfArgumentParser, set_seed
+from transformers import AutoTokenizer, HfArgumentParser, set_seed
 
 from rftkit import load_task
 from rftkit.integrations.trl import DynamicConstraintConfig, DynamicConstraintGRPOTrainer
-from rftkit.models import native
+from rftkit.models import native, nf4_config
 from rftkit.paths import TINY_MODEL
 from rftkit.tasks.base import instructed
 
@@ -59,12 +59,7 @@ def train(script: Script, args: DynamicConstraintConfig) -> list[dict[str, Any]]
     tokenizer = AutoTokenizer.from_pretrained(path)
     task = load_task(script.task)
     prompts = instructed(task.prompts("train"), "" if native(tokenizer) else task.instruction)
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if args.bf16 else torch.float32,
-    )
+    nf4 = nf4_config(torch.bfloat16 if args.bf16 else torch.float32)
     trainer = DynamicConstraintGRPOTrainer(
         model=path,
         reward_funcs=reward_of(

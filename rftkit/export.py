@@ -12,12 +12,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
 from rftkit.config import RunConfig
 from rftkit.errors import UserError
 from rftkit.files import find_folder, replace_folder, write_text
-from rftkit.models import load_policy
+from rftkit.models import load_policy, nf4_config
 from rftkit.rollout import DenseCopy
 from rftkit.runs import RunFolder
 
@@ -56,20 +56,13 @@ def merge(
         with TemporaryDirectory() as folder:
             dense.save_pretrained(folder if four_bit else new)
             if four_bit:
-                _quantised(folder).save_pretrained(new)
+                nf4 = nf4_config(torch.float32)
+                AutoModelForCausalLM.from_pretrained(
+                    folder, quantization_config=nf4, device_map="auto"
+                ).save_pretrained(new)
         policy.tokenizer.save_pretrained(new)
 
     replace_folder(out, write)
-
-
-def _quantised(folder: str) -> Any:
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=nf4, device_map="auto")
 
 
 def model_card(config: RunConfig, metrics: list[dict[str, Any]], four_bit: bool = False) -> str:

@@ -212,6 +212,16 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "nf4" and device.type != "cpu" else torch.float32
 
 
+def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """4-bit NF4, its scales quantised too (QLoRA, arXiv:2305.14314); products in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
 def _present(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_available()
@@ -237,12 +247,7 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
         if stored and precision != "nf4":
             raise UserError(f"model: {model!r} is stored in 4 bits; use it with --precision nf4")
         if precision == "nf4" and not stored:
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
+            options["quantization_config"] = nf4_config(dtype)
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(path)
             base: Any = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
