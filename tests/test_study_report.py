@@ -17,7 +17,7 @@ from rftkit.study.methods import DOSES, METHODS, VARIATIONS
 from rftkit.study.plan import PROTOCOL
 from rftkit.study.records import RecordFiles, sha256
 from rftkit.study.report import text, write
-from rftkit.study.tables import frontier_table, result_table
+from rftkit.study.tables import frontier_table, overview_table, result_table
 from rftkit.tasks import load_task
 
 ONE = replace(PROTOCOL, steps={"dialogue": 200})
@@ -32,6 +32,21 @@ def test_tables_hold_the_means_and_intervals_of_the_records() -> None:
         low, high = bootstrap_ci(golds)
         line = next(x for x in table.splitlines() if x.startswith(f"| {method.label} |"))
         assert f"| {mean(golds):.2f} ({low:.2f} to {high:.2f}) |" in line
+
+
+def test_the_overview_holds_what_the_tasks_own_tables_hold() -> None:
+    two = replace(PROTOCOL, steps={"dialogue": 200, "code": 200, "game": 200})
+    records = made_up(two, lambda job: job.task == "game" or (job.task, job.wave) == ("code", 1))
+    rows = [x.strip("| ").split(" | ") for x in overview_table(two, records).splitlines()]
+    assert rows[0][1:] == ["dialogue (maximum 1.5)", "code (maximum 1.25)"]
+    cells = {row[0]: row[1:] for row in rows[2:]}
+    assert cells["KL, k2 loss"][1] == "–"
+    for i, task in enumerate(("dialogue", "code")):
+        gold = [r["final"]["gold_reward"] for r in results(task, "dynamic", records).values()]
+        assert cells["dynamic"][i].startswith(f"{mean(gold):.2f} (")
+        for c in differences(two, task, records):
+            told = f"{c.mean:+.2f} ({c.low:+.2f} to {c.high:+.2f})"
+            assert cells[c.label.partition(" (")[0]][i] == told
 
 
 def test_differences_are_paired_and_take_the_kl_that_tuning_preferred() -> None:

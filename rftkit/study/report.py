@@ -15,6 +15,7 @@ from rftkit.study.tables import (
     difference_table,
     frontier_table,
     missing_line,
+    overview_table,
     result_table,
     variation_table,
 )
@@ -104,7 +105,9 @@ def task_text(protocol: Protocol, task: str, records: Records, short: bool = Fal
 
 
 def readme_block(task: str, folder: Path, protocol: Protocol = PROTOCOL) -> str:
-    """README's table of a task, from the records in `folder`."""
+    """README's table of a task, or of "all" tasks, from the records in `folder`."""
     model = sha256(str(protocol.common.get("model", "tiny")))
     records = RecordFiles(folder, protocol.jobs(), model).read()
+    if task == "all":
+        return overview_table(protocol, records)
     return task_text(protocol, task, records, short=True)

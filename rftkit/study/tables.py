@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from rftkit.metrics import bootstrap_ci, mean
 from rftkit.study.analysis import (
     COLUMNS,
+    DEGENERATE,
+    GOLD,
     SHORT,
     Column,
+    Compared,
     differences,
     missing_results,
     results,
@@ -17,6 +20,7 @@ from rftkit.study.analysis import (
 from rftkit.study.frontier import Rival, frontier
 from rftkit.study.methods import DOSES, Method
 from rftkit.study.plan import Protocol, Record, Records
+from rftkit.tasks import load_task
 
 
 def cell(rows: Mapping[int, Record], column: Column) -> str:
@@ -65,6 +69,29 @@ def result_table(
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
+def overview_table(protocol: Protocol, records: Records) -> str:
+    """Gold reward, degenerate share and paired differences, tasks side by side if they have any."""
+    tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
+    heads = [f"{t} (maximum {load_task(t).gold_max:g})" for t in tasks]
+    lines = [_row(["gold reward, degenerate share", *heads]), "|" + "---|" * (1 + len(tasks))]
+    for m in protocol.methods:
+        found = [results(t, m.name, records) for t in tasks]
+        if any(found):
+            lines.append(_row([m.label, *(_gold_and_share(rows) for rows in found)]))
+    compared = [
+        {c.label.partition(" (")[0]: c for c in differences(protocol, task, records)}
+        for task in tasks
+    ]
+    for label in dict.fromkeys(label for found in compared for label in found):
+        cells = [_interval(found.get(label)) for found in compared]
+        lines.append(_row([label, *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _gold_and_share(rows: Mapping[int, Record]) -> str:
+    return f"{cell(rows, GOLD)}, {cell(rows, DEGENERATE).partition(' ')[0]}" if rows else "–"
+
+
 def missing_line(protocol: Protocol, task: str, records: Records, short: bool = False) -> str:
     """What a task's result lacks, by method or as a number; "" where nothing does."""
     missing = missing_results(protocol, task, records)
@@ -81,9 +108,12 @@ def difference_table(protocol: Protocol, task: str, records: Records) -> str:
         return ""
     lines = [_row(["difference in gold reward", "mean (95% interval)", "seeds"]), "|---|---|---|"]
     for c in found:
-        interval = f"{c.mean:+.2f} ({c.low:+.2f} to {c.high:+.2f})"
-        lines.append(_row([c.label, interval, str(c.seeds)]))
+        lines.append(_row([c.label, _interval(c), str(c.seeds)]))
     return "\n".join(lines) + "\n"
+
+
+def _interval(found: Compared | None) -> str:
+    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})" if found else "–"
 
 
 def frontier_table(protocol: Protocol, task: str, records: Records) -> str:
