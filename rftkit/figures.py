@@ -58,14 +58,22 @@ def bars(axis: Axes, names: Sequence[str], groups: Mapping[str, Curve], ylabel: 
         axis.legend(frameon=False)
 
 
-def lines(axis: Axes, x: Any, curves: Mapping[str, Curve], xlabel: str, ylabel: str) -> None:
-    """Lines over x [n], each named at its end."""
+def lines(
+    axis: Axes,
+    x: Any,
+    curves: Mapping[str, Curve],
+    xlabel: str,
+    ylabel: str,
+    bottom: float | None = None,
+) -> None:
+    """Lines over x [n], each named at its end; bottom: where the y axis begins, if given."""
     for values, constraint in curves.values():
         style = STYLES.get(constraint, ":")
         axis.plot(np.asarray(x), np.asarray(values), style, color=colour(constraint), linewidth=2)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.margins(x=0.02)
+    axis.set_ylim(bottom=bottom)
     label_ends(axis, float(x[-1]), {k: (float(v[-1]), c) for k, (v, c) in curves.items()})
 
 

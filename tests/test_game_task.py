@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rftkit.errors import UserError
 from rftkit.paths import DATA
+from rftkit.plots import COLOURS
 from rftkit.tasks import game
 from rftkit.tasks.base import Prompt, Score, write_jsonl
 from rftkit.tasks.game import Game, GamePlain, build_data, prompt_of, split_of
@@ -218,6 +219,13 @@ def test_one_panel_a_path_shows_where_each_response_leads() -> None:
         "reference\n6 moves: goal",
         "refined response\n2 moves: hole",
     ]
+
+
+def test_a_colour_means_a_constraint_and_nothing_else() -> None:
+    paths = {"none": "down", "kl": "down", "dynamic": "down", "policy": "down", "response": "down"}
+    colours = [ax.lines[0].get_color() for ax in draw_paths(LAKE, paths)]
+    assert colours[:3] == [COLOURS[name] for name in ("none", "kl", "dynamic")]
+    assert not set(colours[3:]) & set(COLOURS.values())
 
 
 def test_paths_are_drawn_into_given_axes() -> None:

@@ -104,7 +104,7 @@ EXERCISES = {
     "10.3": Exercise(
         right=lambda: ["blind", "low", "high"],
         because="in A the refiner accepts responses that never end; in B it objects to most "
-        "and is not heeded; C has stopped to learn.",
+        "and is not heeded; C no longer learns.",
         mistakes=(
             (
                 lambda: ["healthy", "low", "high"],

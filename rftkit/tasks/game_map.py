@@ -201,8 +201,6 @@ def winding_route(rows: Rows, rng: random.Random) -> list[str]:
             return words
 
 
-# Okabe and Ito's colours, which people with colour-blindness can tell apart.
-_PATH_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 _CELL_COLOURS = {"S": "#E8F1F8", "F": "#E8F1F8", "G": "#F0E442", "H": "#5A6B7B"}
 
 
@@ -212,20 +210,23 @@ def draw_paths(
     """One panel a path: the map, and the way that a response takes over it until the episode ends.
 
     `paths` maps a panel's title to a response, say {"policy": ..., "reference": ..., "refined
-    response": ...}. Later visits of a cell are drawn a little lower and to the right, so that to
-    and fro shows. Without `axes` (one a path) a new figure is made.
+    response": ...}; a title that names a constraint gives the walk its colour. Later visits of a
+    cell are drawn a little lower and to the right, so that to and fro shows. Without `axes` (one a
+    path) a new figure is made.
     """
     from matplotlib import pyplot as plt
+
+    from rftkit.plots import COLOURS
 
     rows = map_of(prompt)
     if axes is None:
         size = (2.6 * len(paths), 2.6 * len(rows) / len(rows[0]) + 0.7)
         _, grid = plt.subplots(1, len(paths), figsize=size, squeeze=False, layout="constrained")
         axes = list(grid[0])
-    for n, (ax, (title, response)) in enumerate(zip(axes, paths.items(), strict=True)):
+    for ax, (title, response) in zip(axes, paths.items(), strict=True):
         walk = play(rows, response)
         _draw_map(ax, rows)
-        _draw_walk(ax, rows, walk, _PATH_COLOURS[n % len(_PATH_COLOURS)])
+        _draw_walk(ax, rows, walk, COLOURS.get(title, "#333333"))
         ax.set_title(f"{title}\n{_outcome(rows, walk)}", fontsize=10)
     return list(axes)
 
