@@ -7,11 +7,14 @@ response that equals its response costs nothing more.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rftkit.config import RunConfig
 from rftkit.constraints import MicroBatch, NoConstraint, Pull
@@ -28,7 +31,8 @@ log = logging.getLogger("rftkit")
 class Batch:
     """One step's rollouts with what the loss needs.
 
-    advantages, counted [rollouts]: the policy gradient leaves out a response whose `counted` is 0.
+    advantages, counted [rollouts]: the policy gradient and the KL loss leave out a response whose
+    `counted` is 0.
     old: log-probs at the first pass over the batch, by rollout; filled by that pass.
     """
 
@@ -99,8 +103,19 @@ class Gradients:
         Raises UserError where not even a single sequence fits.
         """
         sums = dict.fromkeys(("policy_loss", "constraint_loss", "clip_fraction", "mismatch"), 0.0)
+        pulled = [torch.zeros_like(p) for p in self.policy.parameters() if measure]
+        with checkpointed(self.policy.model) if self.config.checkpointing else nullcontext():
+            self._accumulate(batch, measure, sums, pulled)
+        return sums, pulled
+
+    def _accumulate(
+        self,
+        batch: Batch,
+        measure: bool,
+        sums: dict[str, float],
+        pulled: list[torch.Tensor],
+    ) -> None:
         parameters = self.policy.parameters()
-        pulled = [torch.zeros_like(p) for p in parameters] if measure else []
         totals = Totals.of(self.config, batch)
         waiting = self._parts(sequences(batch), measure)
         while waiting:
@@ -112,14 +127,14 @@ class Gradients:
             losses, gradients, pulls = found
             for p, g in zip(parameters, gradients, strict=True):
                 p.grad = g if p.grad is None else p.grad.add_(g)
-            pulled = [a + b for a, b in zip(pulled, pulls, strict=True)]
+            for total, pull in zip(pulled, pulls, strict=True):
+                total += pull
             sums["policy_loss"] += float(losses.policy.detach())
             sums["clip_fraction"] += losses.clip_fraction
             sums["mismatch"] += losses.mismatch
             if losses.constraint is not None:
                 sums["constraint_loss"] += float(losses.constraint.detach())
             waiting.pop(0)
-        return sums, pulled
 
     def _gradients(
         self, batch: Batch, totals: Totals, part: list[Sequence], measure: bool
@@ -169,6 +184,26 @@ class Gradients:
         budget = max(1, self.budget * 3 // 4) if kept else self.budget
         groups = target_batches(self.policy.model, contexts, targets, budget)
         return [[every[i] for i in group] for group in groups]
+
+
+@contextmanager
+def checkpointed(model: Any) -> Iterator[None]:
+    """Inside, layers keep their input alone and compute the rest again in the backward pass.
+
+    Only inside: such a layer reads no KV cache, without which sampling and refining go wrong. The
+    layers alone are in train mode, as transformers asks for it; dropout stays off.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    before = [layer.training for layer in layers]
+    model.activation_checkpointing_enable()
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer, training in zip(layers, before, strict=True):
+            layer.training = training
+        model.activation_checkpointing_disable()
 
 
 class Totals(NamedTuple):

@@ -88,9 +88,6 @@ class Trainer:
         self.constraint: NoConstraint = make_constraint(self.policy, config)
         self.gradients = Gradients(self.policy, self.constraint, config)
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=config.lr, weight_decay=0.0)
-        if config.checkpointing:
-            self.policy.model.train()  # transformers checkpoints only in train mode
-            self.policy.model.activation_checkpointing_enable()
         told = "" if self.policy.refines_natively else self.task.instruction
         self.train_prompts = instructed(self.task.prompts("train"), told)
         self.heldout_prompts = instructed(self.task.prompts("heldout"), told)

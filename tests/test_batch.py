@@ -155,14 +155,20 @@ def test_a_single_sequence_that_does_not_fit_is_named(policy: Policy, monkeypatc
         gradients.accumulate(make_batch(policy, Pull()))
 
 
-def test_checkpointing_keeps_the_gradient(policy: Policy) -> None:
-    constraint, batch = NoConstraint(policy, CONFIG), make_batch(policy, Pull())
-    expected = gradient(policy, constraint, batch, 10_000)
-    policy.model.train()
-    policy.model.activation_checkpointing_enable()
-    try:
-        ours = gradient(policy, constraint, batch, 10_000)
-    finally:
-        policy.model.activation_checkpointing_disable()
-        policy.model.eval()
+def test_checkpointing_keeps_the_gradient_and_leaves_no_trace(policy: Policy) -> None:
+    constraint, found, read = NoConstraint(policy, CONFIG), [], []
+    layer = policy.model.get_base_model().model.layers[0]
+    hook = layer.mlp.register_forward_pre_hook(lambda *_: read.append(1))
+    for checkpointing in (False, True):
+        for parameter in policy.parameters():
+            parameter.grad = None
+        batch, config = make_batch(policy, Pull()), replace(CONFIG, checkpointing=checkpointing)
+        read.clear()
+        Gradients(policy, constraint, config).accumulate(batch)
+        found.append((torch.cat([p.grad.flatten() for p in policy.parameters()]), len(read)))
+        assert not layer.training
+        assert not policy.model.is_activation_checkpointing
+    hook.remove()
+    (expected, once), (ours, again) = found
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-4)
+    assert again == 2 * once, "forward, and again on the way back"

@@ -75,6 +75,18 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, s
     assert resumed == whole
 
 
+@pytest.mark.parametrize("sampler", ["dense", "direct"])
+def test_checkpointing_changes_memory_and_nothing_else(tmp_path: Path, sampler: str) -> None:
+    """A layer that checkpoints reads no cache: sampling and refining must not see it."""
+    settings = {"constraint": "dynamic", "coef": 1.0, "sampler": sampler, "model": "tiny",
+                "precision": "fp32", "max_new_tokens": 24}  # fmt: skip
+    kept, again = (run(tmp_path / str(on), 3, checkpointing=on, **settings) for on in (False, True))
+    for a, b in zip(kept, again, strict=True):
+        for key in ("task_reward", "kl", "edit_ratio", "refused", "rounds", "constraint_loss"):
+            if a.get(key) is not None:
+                assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-4), (a["step"], key)
+
+
 def test_half_a_line_is_no_line(tmp_path: Path) -> None:
     whole = timeless(run(tmp_path))
     with (tmp_path / "metrics.jsonl").open("a") as file:
