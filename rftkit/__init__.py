@@ -1,14 +1,15 @@
 """rftkit: reinforcement learning fine-tuning with an online refiner as dynamic constraint.
 
-Names load when they are first used, so that `import rftkit` stays light.
+Names and modules load when they are first used, so that `import rftkit` stays light.
 """
 
 import logging
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rftkit.compare import compare as compare
+    from rftkit.comparison import compare as compare
     from rftkit.config import RunConfig as RunConfig
     from rftkit.errors import UserError as UserError
     from rftkit.models import Policy as Policy
@@ -28,18 +29,17 @@ _HOMES = {
     "RunConfig": "rftkit.config",
     "Trainer": "rftkit.trainer",
     "UserError": "rftkit.errors",
+    "compare": "rftkit.comparison",
     "load_policy": "rftkit.models",
     "load_task": "rftkit.tasks",
 }
 
-__all__ = [*_HOMES, "compare"]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name == "compare":  # the function; `rftkit.compare` the module is found by import alone
-        value = import_module("rftkit.compare").compare
-        globals()["compare"] = value
-        return value
+    if name.isidentifier() and find_spec(f"rftkit.{name}"):
+        return import_module(f"rftkit.{name}")
     raise AttributeError(f"module 'rftkit' has no attribute {name!r}")

@@ -182,7 +182,7 @@ def _parser() -> _Parser:
 
 
 def _compare(arguments: Arguments) -> None:
-    from rftkit.compare import compare, table
+    from rftkit.comparison import compare, table
 
     config = _config(arguments)
     out = arguments.out or Path("out") / config.task

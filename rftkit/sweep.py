@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rftkit.compare import run_all
+from rftkit.comparison import run_all
 from rftkit.config import RunConfig
 from rftkit.errors import UserError
 from rftkit.runs import RunFolder, write_text

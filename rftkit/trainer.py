@@ -47,6 +47,8 @@ log = logging.getLogger("rftkit")
 Metrics = dict[str, Any]
 
 # Every line of metrics.jsonl has these, null where not measured at that step; more may follow.
+# task_reward: of the step's batch. kl: held-out where evaluated, as gold reward and degenerate
+# share are; at other steps that of the batch, which the KL constraint alone computes.
 KEYS = (
     "step", "coef", "task_reward", "gold_reward", "degenerate", "kl", "edit_ratio", "changed",
     "strength", "pull", "entropy", "length", "grad_norm", "tokens", "seconds",
@@ -159,12 +161,13 @@ class Trainer:
                 yield self._record({"step": last, **self.evaluate(last)})
 
     def _step(self, step: int) -> Metrics:
-        metrics: Metrics = {"step": step}
-        if step % self.config.eval_every == 0:
-            metrics |= self.evaluate(step)
+        evaluated = self.evaluate(step) if step % self.config.eval_every == 0 else {}
+        metrics: Metrics = {"step": step, **evaluated}
         start = time.perf_counter()
         try:
             metrics |= self._learn(step)
+            if evaluated:
+                metrics["kl"] = evaluated["kl"]
             self.health.good(step, metrics.get("idle", ""))
         except BadStepError as error:
             metrics["skipped"] = error.what

@@ -55,6 +55,15 @@ def test_importing_rftkit_loads_nothing_heavy() -> None:
     assert not packages & HEAVY
 
 
+def test_public_names_are_the_same_whatever_was_imported_before() -> None:
+    check = (
+        "import inspect, rftkit; assert inspect.isfunction(rftkit.compare); assert all("
+        "hasattr(rftkit, n) for n in [*rftkit.__all__, 'sandbox']); assert not hasattr(rftkit, 'x')"
+    )
+    for first in ("", "import rftkit.sweep, rftkit.comparison, rftkit.report; "):
+        imported("-c", first + check)
+
+
 def test_help_loads_nothing_heavy() -> None:
     packages = imported("-m", "rftkit.cli", "--help")
     assert "rftkit" in packages

@@ -87,6 +87,18 @@ def test_checkpointing_changes_memory_and_nothing_else(tmp_path: Path, sampler: 
                 assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-4), (a["step"], key)
 
 
+@pytest.mark.parametrize("constraint", ["none", "kl", "dynamic"])
+def test_kl_is_held_out_wherever_it_is_evaluated(constraint: str) -> None:
+    """Under every constraint alike, or a KL run could not be compared with another one."""
+    settings = {"constraint": constraint, "coef": 1.0, "steps": 3, "lr": 0.01}
+    trainer = Trainer(RunConfig.from_dict(SMALL | settings))
+    rows = trainer.steps()
+    next(rows)
+    assert (next(rows)["kl"] is None) == (constraint != "kl")
+    heldout = trainer.evaluate(2)["kl"]  # after update 1, before step 2
+    assert next(rows)["kl"] == heldout != 0
+
+
 def test_half_a_line_is_no_line(tmp_path: Path) -> None:
     whole = timeless(run(tmp_path))
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rftkit.compare import run_all, run_one
+from rftkit.comparison import run_all, run_one
 from rftkit.config import RunConfig
 from rftkit.errors import DivergedError, UserError
 from rftkit.files import writing
