@@ -215,7 +215,10 @@ class FreshRefiner(OnlineRefiner):
 
 
 class RandomEditRefiner(OnlineRefiner):
-    """Control: as many token edits as the refiner makes, in random places, to random tokens."""
+    """Control: as many token edits as the refiner makes, in random places, to random tokens.
+
+    Like the refiner it ends every response, so that only *what* is edited differs.
+    """
 
     name = "random-edit"
 
@@ -224,27 +227,24 @@ class RandomEditRefiner(OnlineRefiner):
     ) -> list[Refinement]:
         rng = random.Random(seed)
         real = super()._refine(prompts, responses, seed)
-        pool = [i for y in responses for i in y if i not in self.policy.eos_ids]
+        pool = [i for y in responses for i in y if i not in self.policy.eos_ids] or [0]
         edited = []
         for r in real:
             count = Levenshtein.distance(r.response_ids, r.refined_ids)
-            answer = Answer(_edit(r.response_ids, count, pool, rng))
-            edited.append(self._refinement(r.response_ids, answer))
+            target = _edited(r.response_ids, r.refined_ids[-1:], count, pool, rng)
+            edited.append(self._refinement(r.response_ids, Answer(target)))
         return edited
 
 
-def _edit(ids: Sequence[int], count: int, pool: Sequence[int], rng: random.Random) -> list[int]:
-    out = list(ids)
-    for _ in range(count):
-        i = rng.randrange(len(out)) if out else 0
-        kind = rng.choice(("insert", "delete", "substitute"))
-        if kind == "insert" or not out:
-            out.insert(i, rng.choice(pool or [0]))
-        elif kind == "delete" and len(out) > 1:
-            del out[i]
-        else:
-            out[i] = rng.choice(pool or [0])
-    return out
+def _edited(
+    ids: list[int], end: list[int], count: int, pool: Sequence[int], rng: random.Random
+) -> list[int]:
+    """A sequence that ends in `end`, `count` edits from `ids`; `ids` itself where count is 0."""
+    body = ids[: len(ids) - (ids[-1:] == end)]
+    while count and Levenshtein.distance(ids, [*body, *end]) < count:
+        kind, i = rng.choice(("insert", "delete", "substitute")), rng.randrange(len(body) + 1)
+        body[i : i + (kind != "insert")] = [] if kind == "delete" else [rng.choice(pool)]
+    return [*body, *end] if count else ids
 
 
 REFINERS = {r.name: r for r in (OnlineRefiner, IdentityRefiner, FreshRefiner, RandomEditRefiner)}

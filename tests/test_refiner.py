@@ -85,5 +85,20 @@ def test_the_controls(policy: Policy, prompt: str) -> None:
     for real, random_edit in zip(made["dynamic"], made["random-edit"], strict=True):
         size = Levenshtein.distance(real.response_ids, real.refined_ids)
         edits = Levenshtein.distance(random_edit.response_ids, random_edit.refined_ids)
-        assert edits <= size
+        assert edits == size
         assert random_edit.changed == (size > 0)
+        assert random_edit.refined_ids[-1] == eos
+
+
+def test_random_edits_end_what_the_refiner_ends(policy: Policy, prompt: str) -> None:
+    """A control that taught not to stop would lose for another reason than its edits."""
+    unended = policy.encode(FLOODED)
+    prompts = [[{"role": "user", "content": prompt}]]
+    (real,) = OnlineRefiner(policy, 48).refine_ids(prompts, [unended])
+    size = Levenshtein.distance(unended, real.refined_ids)
+    control = REFINERS["random-edit"](policy, 48)
+    found = [control.refine_ids(prompts, [unended], seed=seed)[0] for seed in range(10)]
+    assert size > 5
+    assert {r.refined_ids[-1] for r in found} == {policy.tokenizer.eos_token_id}
+    assert {Levenshtein.distance(unended, r.refined_ids) for r in found} == {size}
+    assert len({tuple(r.refined_ids) for r in found}) == 10
