@@ -86,7 +86,7 @@ def _parser() -> _Parser:
         "rftkit sweep --task dialogue --constraint kl --coefs 0.1,0.3,1 --out out/sweep",
     )  # fmt: skip
     sweep.add_argument("--coefs", type=decimals, default=(), help="comma-separated; a default set")
-    sweep.add_argument("--seeds", type=numbers, default=(100, 101), help="default 100,101")
+    sweep.add_argument("--seeds", type=numbers, default=(), help="default 100,101")
     sweep.add_argument("--workers", type=int, default=0, help="runs at a time; 0 = one a core")
     sweep.add_argument("--out", type=Path, required=True, help="folder for the results")
     add_settings(sweep, leave_out=("seed", "coef"))

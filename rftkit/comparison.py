@@ -252,8 +252,10 @@ def _raise_first(futures: Sequence[Future[Any]]) -> None:
 
 def _default_workers(device: str, jobs: int) -> int:
     from rftkit.models import pick_device
+    from rftkit.sandbox.pool import usable_cores
 
-    return max(1, min(jobs, os.cpu_count() or 1)) if pick_device(device).type == "cpu" else 1
+    most = min(jobs, usable_cores(), 61)  # Windows waits for no more processes at once
+    return max(1, most) if pick_device(device).type == "cpu" else 1
 
 
 def _finished(folder: Path, steps: int) -> bool:

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from rftkit.rollout import check_fits, generate, left_pad
+from rftkit.rollout import check_fits, generate, left_pad, max_positions
 from rftkit.scoring import micro_batches
 
 FIRST_WINDOW = 1 << 30  # draft tokens a row feeds to begin with: all it has
@@ -65,11 +65,14 @@ def verify_decode(
     see many tokens at once.
     groups: sizes of the runs of rows that share a prompt; what the contexts of a run begin with
     alike is read once, in one more pass that is not counted.
+    A row ends where the model's window does, which is no end of its text.
     Where holes are no option (sliding windows, recurrent layers) the model is decoded plainly.
     """
     limits = max_new_tokens
     limits = [limits] * len(contexts) if isinstance(limits, int) else list(limits)
     check_fits(net, contexts, 1)
+    room = [max_positions(net) - len(context) for context in contexts]
+    limits = [int(min(pair)) for pair in zip(limits, room, strict=True)]
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=net.config).layers):
         return _plain(net, contexts, limits, eos_ids, pad_id)
     rows = [

@@ -66,9 +66,14 @@ class Generated:
     entropy: list[torch.Tensor]
 
 
+def max_positions(net: Any) -> float:
+    """How many tokens the model reads at most; infinity where its config sets no limit."""
+    return getattr(net.config, "max_position_embeddings", None) or math.inf
+
+
 def check_fits(net: Any, contexts: Sequence[Sequence[int]], room: int) -> None:
     """Raise UserError where a context leaves no room for `room` tokens in the model's window."""
-    window = getattr(net.config, "max_position_embeddings", None) or math.inf
+    window = max_positions(net)
     for number, context in enumerate(contexts, 1):
         if len(context) + room > window:
             raise UserError(

@@ -25,15 +25,18 @@ def save_state(
 
 
 def load_state(path: Path, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Restore what `save_state` wrote into `optimiser`; return the extra tensors."""
+    """Restore what `save_state` wrote into `optimiser`; return the extra tensors.
+
+    All are copies: Windows deletes no file that a tensor is still mapped to.
+    """
     state: dict[int, dict[str, torch.Tensor]] = {}
     extra = {}
     for name, tensor in load_file(path).items():
         if name.startswith("optimiser."):
             _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
+            state.setdefault(int(index), {})[key] = tensor.clone()
         else:
-            extra[name] = tensor
+            extra[name] = tensor.clone()
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return extra
 

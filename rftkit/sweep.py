@@ -21,7 +21,7 @@ COEFS = {"kl": (0.1, 0.2, 0.4, 0.8, 1.6, 3.2), "dynamic": (0.5, 1.0, 2.0, 3.0, 5
 def sweep(
     config: RunConfig,
     coefs: Sequence[float] = (),
-    seeds: Sequence[int] = TUNING_SEEDS,
+    seeds: Sequence[int] = (),
     *,
     out: Path | str,
     workers: int = 0,
@@ -29,9 +29,10 @@ def sweep(
 ) -> dict[str, Any]:
     """Train `config` with each coefficient on each seed; write `out`/sweep.json and return it.
 
-    Best is the coefficient with the highest mean gold reward at the end. Finished runs are kept.
+    seeds: TUNING_SEEDS unless given. Best is the coefficient with the highest mean gold reward at
+    the end. Finished runs are kept.
     """
-    out = Path(out)
+    out, seeds = Path(out), list(seeds or TUNING_SEEDS)
     coefs = list(dict.fromkeys(coefs or COEFS.get(config.constraint, ())))
     if not coefs:
         raise UserError(f"coefs: give some for constraint {config.constraint!r}, as in 0.1,0.3,1")
@@ -48,7 +49,7 @@ def sweep(
         "constraint": config.constraint,
         "kl_form": config.kl_form,
         "steps": config.steps,
-        "seeds": list(seeds),
+        "seeds": seeds,
         "best": max(means, key=means.__getitem__),
         "gold_reward": {f"{c:g}": mean for c, mean in means.items()},
         "runs": rows,

@@ -358,6 +358,16 @@ def test_random_edits_break_form_more_often_the_more_there_are(
     assert broken[0] > 0.3 * len(samples)
 
 
+@pytest.mark.parametrize("number", ["0x" + "f" * 4000, "0b" + "1" * 15000, "1" * 4400])
+def test_a_number_that_python_cannot_write_is_no_program(
+    task: Code, samples: list[Prompt], number: str
+) -> None:
+    program = f"def {samples[0].columns['name']}(x):\n    return {number}"
+    (score,) = task.score(samples[:1], [program], [True])
+    assert score.degenerate
+    assert score.gold_reward == 0
+
+
 def test_the_words_of_a_prompt_say_which_program_is_right() -> None:
     rng = random.Random(7)
     seen: dict[str, tuple] = {}

@@ -223,6 +223,17 @@ def test_a_refiner_is_the_model_without_its_adapter() -> None:
     assert out.passes == 1
 
 
+def test_a_row_ends_where_the_models_window_does() -> None:
+    net = random_model("qwen2", 1)
+    window = net.config.max_position_embeddings
+    contexts = [[5 + i % 7 for i in range(window - 3)], [5, 6, 7]]
+    out = verified(net, contexts, [[], []], 8, eos=frozenset())
+    assert list(map(len, out.ids)) == [3, 8]
+    for row in (0, 1):
+        length = len(out.ids[row])
+        assert out.ids[row] == plain(net, contexts[row : row + 1], length, eos=frozenset())[0]
+
+
 def test_a_sliding_window_model_is_decoded_plainly() -> None:
     """Holes would count as places in its window."""
     net = random_model("mistral", 0, vocab=2000, sliding_window=6)

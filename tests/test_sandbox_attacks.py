@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from sandbox_attacks import GROUPS, program
 
 from rftkit.sandbox import Result, Sandbox
 from rftkit.sandbox.inside.confine import Confinement
+from rftkit.sandbox.inside.folder import empty
 from rftkit.sandbox.inside.seccomp import filter_program
 from rftkit.sandbox.windows import Limits
 
@@ -257,6 +259,42 @@ def test_without_layers_nothing_is_claimed():
     assert layers["in_force"] == []
     assert not any(layers["stopped"].values())
     assert set(layers["stopped"]) < set(layers["not_covered"])
+
+
+@pytest.mark.parametrize("fork", [True, False] if hasattr(os, "fork") else [False])
+def test_a_folder_that_a_program_locked_ends_neither_worker_nor_caller(fork: bool) -> None:
+    lock = "import os\nopen('x', 'w')\nos.makedirs('a/b')\nos.chmod('a', 0)\nos.chmod('.', 0)\n"
+    tests = [{"call": "f()", "expect": "1"}]
+    with Sandbox(1, without=ALL, fork=fork) as box, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for _ in range(2):
+            assert box.run_tests(f"{lock}def f(): return 1", tests).passed == 1
+        assert box.run_tests("def f(): return 1", tests).passed == 1
+
+
+def test_a_locked_folder_is_emptied(tmp_path: Path) -> None:
+    """Permissions do not hold back root, so what was given back is looked at as well."""
+    box = tmp_path / "box"
+    (box / "a" / "b").mkdir(parents=True)
+    (box / "x").touch(0o400)
+    (box / "a").chmod(0)
+    box.chmod(0)
+    empty(box)
+    assert not list(box.iterdir())
+    assert box.stat().st_mode & 0o700 == 0o700
+
+
+@pytest.mark.skipif(os.name == "nt", reason="another program for each system")
+def test_a_program_that_confines_is_found_wherever_the_path_has_it(monkeypatch, tmp_path) -> None:
+    """And where it does not start, the worker goes without."""
+    program = tmp_path / "bwrap"
+    program.write_text("#!/no/such/shell\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with Sandbox(1, without=("namespaces", "seatbelt")) as box, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert box.run_tests("def f(): return 1", [{"call": "f()", "expect": "1"}]).passed == 1
+        assert "bwrap" in box.layers()["absent"]["bubblewrap"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a worker of its own has no layers to lose")

@@ -171,6 +171,15 @@ def test_records_round_trip_in_the_order_of_the_protocol(tmp_path: Path) -> None
     assert places == sorted(places)
 
 
+def test_a_models_text_may_hold_any_character(tmp_path: Path) -> None:
+    rows = list(made_up(ONE, lambda job: job.stage != "first").values())[:2]
+    rows[0]["samples"] = [{"response": "a\u2028b\u2029c\x85d\x1ce\r\nf"}]
+    files = RecordFiles(tmp_path, ONE.jobs(), "m")
+    for row in rows:
+        files.add(row)
+    assert files.read() == {row["job"]: row for row in rows}
+
+
 def test_records_that_cannot_be_are_told_in_one_line(tmp_path: Path) -> None:
     made = made_up(ONE, lambda job: job.stage != "first")
     row = next(iter(made.values()))

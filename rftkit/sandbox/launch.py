@@ -75,13 +75,19 @@ def _prefix(outer: str, box: Path, interpreter: str) -> Sequence[str]:
         profile = _SEATBELT.format(
             box=box, python=os.path.realpath(sys.base_prefix), here=_HERE, interpreter=interpreter
         )
-        return ["sandbox-exec", "-p", profile]
+        return [_program("sandbox-exec"), "-p", profile]
     return []
+
+
+def _program(name: str) -> str:
+    """Its absolute path: the worker's empty environment has no PATH to search."""
+    return shutil.which(name) or name
 
 
 def _bubblewrap(box: Path) -> list[str]:
     # Process 1 of all new namespaces, in a file tree of system libraries and Python only.
-    prefix = ["bwrap", "--unshare-all", "--as-pid-1", "--cap-drop", "ALL", "--dev", "/dev"]
+    prefix = [_program("bwrap"), "--unshare-all", "--as-pid-1", "--cap-drop", "ALL"]
+    prefix += ["--dev", "/dev"]
     python = (sys.base_prefix, sys.base_exec_prefix)
     for path in ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", *python):
         prefix += ["--ro-bind-try", path, path]

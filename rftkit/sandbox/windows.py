@@ -42,9 +42,13 @@ class Job:
     """
 
     def __init__(self, process: subprocess.Popen[bytes]):
-        self._handle = 0
+        self._handle, self.absent = 0, dict[str, str]()
         if sys.platform == "win32":
-            self._handle = _confine(int(process._handle))
+            try:
+                self._handle = _confine(int(process._handle), _ALL_USER_INTERFACE)
+            except OSError as error:  # a job within a job may have no such limits
+                self._handle = _confine(int(process._handle), 0)
+                self.absent["user interface limits"] = str(error)
 
     def close(self) -> None:
         """Kill every process of the job."""
@@ -55,7 +59,7 @@ class Job:
 
 if sys.platform == "win32":
 
-    def _confine(process: int) -> int:
+    def _confine(process: int, user_interface: int) -> int:
         api = ctypes.WinDLL("kernel32", use_last_error=True)
         api.CreateJobObjectW.restype = ctypes.c_void_p
         handle = api.CreateJobObjectW(None, None)
@@ -63,10 +67,13 @@ if sys.platform == "win32":
         if not (
             handle
             and _set(api, job, 9, _limits())
-            and _set(api, job, 4, ctypes.c_uint32(_ALL_USER_INTERFACE))
+            and (not user_interface or _set(api, job, 4, ctypes.c_uint32(user_interface)))
             and api.AssignProcessToJobObject(job, ctypes.c_void_p(process))
         ):
-            raise ctypes.WinError(ctypes.get_last_error())
+            error = ctypes.WinError(ctypes.get_last_error())
+            if handle:
+                api.CloseHandle(job)
+            raise error
         return int(handle)
 
     def _set(api: ctypes.WinDLL, job: ctypes.c_void_p, kind: int, value: Any) -> int:

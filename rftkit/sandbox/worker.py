@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -91,7 +92,11 @@ class ForkingWorker(Worker):
     def _start(self, config: Config) -> None:
         self._control, theirs = socket.socketpair()
         with theirs:
-            self._process = start(config, self.box, theirs.fileno())
+            try:
+                self._process = start(config, self.box, theirs.fileno())
+            except OSError as error:
+                self._control.close()
+                raise WorkerError(f"no sandbox worker starts ({error})") from None
         self._control.settimeout(_START_SECONDS)
         try:
             hello = self._receive()
@@ -162,11 +167,15 @@ class SingleWorker(Worker):
 
     def _start(self, config: Config) -> None:
         pipe, self._ready = subprocess.PIPE, False
-        self._process = start(config, self.box, pipe, pipe, pipe)
+        self._job: Job | None = None
+        try:
+            self._process = start(config, self.box, pipe, pipe, pipe)
+        except OSError as error:
+            raise WorkerError(f"no sandbox worker starts ({error})") from None
         try:
             self._job = Job(self._process)
         except OSError as error:
-            self._kill()
+            self._stop()
             raise WorkerError(f"no job object for a sandbox worker ({error})") from None
         if config.wanted is None:
             self._await()
@@ -202,7 +211,8 @@ class SingleWorker(Worker):
             self._stop()
             raise WorkerError("a sandbox worker could not confine itself")
         hello = json.loads(line)
-        self.in_force, self.absent = tuple(hello["in_force"]), hello["absent"]
+        self.in_force = tuple(hello["in_force"])
+        self.absent = hello["absent"] | (self._job.absent if self._job else {})
         self._ready = True
 
     def _stop(self) -> None:
@@ -213,7 +223,8 @@ class SingleWorker(Worker):
 
     def _kill(self) -> None:
         if sys.platform == "win32":
-            self._job.close()
+            if self._job:
+                self._job.close()
             self._process.kill()
         elif self._process.returncode is None:
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -266,9 +277,7 @@ def _close(descriptors: list[int]) -> None:
 
 
 def _remove(folder: Path) -> None:
-    try:
+    """Delete a worker's folder. What cannot be deleted stays: no program may end its caller."""
+    with suppress(OSError):  # Windows may hold a file for a moment after its process has ended
         empty(folder)
-    except OSError:  # Windows may hold a file for a moment after its process has ended
-        shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        folder.rmdir()
+    shutil.rmtree(folder, ignore_errors=True)

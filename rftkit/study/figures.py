@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from rftkit.metrics import bootstrap_ci, mean
 from rftkit.plots import COLOURS
-from rftkit.study.analysis import DEGENERATE, GOLD, results, varied
+from rftkit.study.analysis import DEGENERATE, DEGENERATE_BAR, GOLD, results, varied
 from rftkit.study.methods import DOSES, Method
 from rftkit.study.plan import Protocol, Record, Records
 
@@ -127,14 +127,15 @@ def _doses(
     axis.plot(places, means, color=COLOURS["dynamic"], linewidth=1.5, zorder=1)
     for place, dose, middle in zip(places, doses, means, strict=True):
         low, high = bootstrap_ci([_gold(r) for r in points[dose]])
-        degenerate = mean([_degenerate(r) for r in points[dose]]) > 0.03
+        degenerate = mean([_degenerate(r) for r in points[dose]]) > DEGENERATE_BAR
         axis.errorbar(
             place, middle, [[middle - low], [high - middle]], fmt="o", color=COLOURS["dynamic"],
             markerfacecolor="white" if degenerate else COLOURS["dynamic"], capsize=3,
         )  # fmt: skip
     axis.set_xticks(list(places), [f"{d:g}" + ("\ntuned" if d == own else "") for d in doses])
     axis.margins(x=0.08)
-    axis.set_title("hollow: over 3% degenerate", fontsize=9, loc="left", color="#555555")
+    told = f"hollow: over {DEGENERATE_BAR:.0%} degenerate"
+    axis.set_title(told, fontsize=9, loc="left", color="#555555")
 
 
 def _look(protocol: Protocol, method: Method) -> dict[str, str]:

@@ -122,6 +122,11 @@ def _short(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
+def _lines(path: Path) -> list[str]:
+    """Split at line feeds alone: a model's text may hold other characters that end a line."""
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
 class RecordFiles:
     """The records of a study, in files `<task>-<part>.jsonl`."""
 
@@ -135,7 +140,7 @@ class RecordFiles:
         model."""
         found: dict[str, dict[str, Any]] = {}
         for path in sorted(self.folder.glob("*.jsonl")):
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for number, line in enumerate(_lines(path), 1):
                 place = f"{path}:{number}"
                 try:
                     record = json.loads(line)
@@ -158,8 +163,7 @@ class RecordFiles:
         path = self.folder / f"{job.task}-{job.part}.jsonl"
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        keyed = {json.loads(line)["job"]: line for line in lines}
+        keyed = {json.loads(line)["job"]: line for line in _lines(path)} if path.exists() else {}
         keyed[job.key] = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
         rank = {key: i for i, key in enumerate(self.order)}
         ordered = sorted(keyed, key=rank.__getitem__)

@@ -20,6 +20,7 @@ MAX_COPIES = 3  # of a short span in a row
 MAX_ITEMS = 12  # equal ones between commas, as in [0, 0, 0, 0]
 MAX_CHARACTERS = 20_000
 MAX_DEPTH = 100  # of the syntax tree: what walks it recursively stays far from Python's limit
+MAX_BITS = 10_000  # of an integer; Python writes none of over 4300 decimal digits
 _SPAN = 4  # tokens; longer loops show as repeated statements
 _WORD = re.compile(r"\w+")
 _FENCE = re.compile(r"```(?:python|py)?\n(.*?)\n?```\s*", re.DOTALL)
@@ -34,7 +35,7 @@ def program_of(response: str) -> str:
 
 
 def parse(program: str) -> ast.Module | None:
-    """The syntax tree, or None where the program does not parse or is too long or deep to."""
+    """The syntax tree; None where the program does not parse, or is too long, deep or large to."""
     if len(program) > MAX_CHARACTERS:
         return None
     try:
@@ -43,7 +44,15 @@ def parse(program: str) -> ast.Module | None:
             tree = ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return tree if _depth(tree) <= MAX_DEPTH else None
+    return tree if _depth(tree) <= MAX_DEPTH and not any(map(_is_huge, ast.walk(tree))) else None
+
+
+def _is_huge(node: ast.AST) -> bool:
+    """Whether it is an integer that Python refuses to write in decimal, as `ast.dump` does."""
+    match node:
+        case ast.Constant(value=int(number)):
+            return number.bit_length() > MAX_BITS
+    return False
 
 
 def fault(program: str, name: str | None) -> str | None:

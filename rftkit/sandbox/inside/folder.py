@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 
@@ -10,7 +11,9 @@ def empty(folder: Path) -> None:
     """Delete all that lies in `folder`, which stays.
 
     A subfolder's contents move up before it goes, so neither depth nor path length matters.
+    Permissions that a program took away are given back first.
     """
+    folder.chmod(0o700)
     while entries := list(folder.iterdir()):
         for entry in entries:
             if _is_folder(entry):
@@ -18,10 +21,16 @@ def empty(folder: Path) -> None:
                     if _is_folder(inner):
                         inner.rename(folder / secrets.token_hex(16))
                     else:
-                        inner.unlink()
+                        _unlink(inner)
                 entry.rmdir()
             else:
-                entry.unlink()
+                _unlink(entry)
+
+
+def _unlink(path: Path) -> None:
+    if os.name == "nt":  # where a read-only file cannot be deleted
+        path.chmod(0o600)
+    path.unlink()
 
 
 def _is_folder(path: Path) -> bool:
