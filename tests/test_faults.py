@@ -7,11 +7,12 @@ import torch
 from small import instruct_folder, model_folder
 from test_batch import CONFIG, make_batch
 
-from rftkit import RunConfig, UserError, load_policy
+from rftkit import RunConfig, Trainer, UserError, load_policy
 from rftkit.constraints import DynamicConstraint, Pull
 from rftkit.faults import make_refiner
 from rftkit.models import Policy
 from rftkit.refiner import OnlineRefiner
+from rftkit.runs import RunFolder
 
 PROMPT, RESPONSE = "For Ana: small tea, milk, to go.", "Hello, Ana! One small tea, to go."
 
@@ -105,3 +106,16 @@ def test_a_share_is_refined_and_learned_from(policy: Policy, share: float, count
 def test_a_share_is_above_0_and_at_most_1(share: float) -> None:
     with pytest.raises(UserError, match=r"^refine_share: "):
         RunConfig(refine_share=share)
+
+
+@pytest.mark.parametrize("constraint", ["dynamic", "none"])
+def test_samples_show_the_refiner_that_training_learned_from(constraint: str, tmp_path) -> None:
+    """A run that learns from none shows what the undisturbed reference would say."""
+    settings = {"constraint": constraint, "coef": 1.0, "steps": 1, "prompts": 2, "group": 2,
+                "eval_prompts": 8, "samples": 8, "model": "tiny", "refiner_cuts": "[a-z]",
+                "max_new_tokens": 24}  # fmt: skip
+    if constraint == "none":
+        del settings["refiner_cuts"]
+    Trainer(RunConfig.from_dict(settings), tmp_path / "run").train(progress=False)
+    refined = "".join(sample["refined"] for sample in RunFolder(tmp_path / "run").samples())
+    assert any(letter.islower() for letter in refined) == (constraint == "none")
