@@ -53,6 +53,9 @@ def compare(
     from rftkit.plots import curves, save
     from rftkit.tasks import task_of
 
+    def slowness(name: str) -> int:
+        return _SLOW_FIRST.index(name) if name in _SLOW_FIRST else -1
+
     out = Path(out)
     base = replace(config or RunConfig(), task=task, **settings)
     if not constraints or not seeds:
@@ -60,7 +63,7 @@ def compare(
     gold_max = task_of(base).gold_max
     configs = [
         RunConfig.from_dict(base.to_dict() | {"constraint": name, "seed": seed})
-        for name in sorted(set(constraints), key=_SLOW_FIRST.index)
+        for name in sorted(dict.fromkeys(constraints), key=slowness)
         for seed in dict.fromkeys(seeds)
     ]
     folders: dict[tuple[str, int], Path] = {

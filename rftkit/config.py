@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from rftkit.errors import UserError
 
-CONSTRAINTS = ("none", "kl", "dynamic", "identity", "fresh", "random-edit")
+# The registry of constraints, one line each; a class loads when a run asks for it.
+CONSTRAINTS = {
+    "none": "rftkit.constraints:NoConstraint",
+    "kl": "rftkit.constraints:KLConstraint",
+    "dynamic": "rftkit.constraints:DynamicConstraint",
+    "identity": "rftkit.constraints:IdentityConstraint",
+    "fresh": "rftkit.constraints:FreshConstraint",
+    "random-edit": "rftkit.constraints:RandomEditConstraint",
+}
 
 
 @dataclass
@@ -201,6 +210,6 @@ def field_docs() -> dict[str, tuple[Any, str]]:
 
 
 # The fields with a closed set of values.
-CHOICES: dict[str, tuple[str, ...]] = {"constraint": CONSTRAINTS} | {
+CHOICES: dict[str, Collection[str]] = {"constraint": CONSTRAINTS} | {
     name: get_args(kind) for name, (kind, _) in field_docs().items() if "Literal" in str(kind)
 }

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from importlib import import_module
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from rftkit.config import RunConfig
+from rftkit.config import CONSTRAINTS, RunConfig
 from rftkit.faults import make_refiner
 from rftkit.instruct import FALLBACKS
 from rftkit.models import Policy
@@ -243,19 +244,8 @@ class RandomEditConstraint(DynamicConstraint):
     name = refiner_name = "random-edit"
 
 
-CONSTRAINTS: dict[str, type[NoConstraint]] = {
-    c.name: c
-    for c in (
-        NoConstraint,
-        KLConstraint,
-        DynamicConstraint,
-        IdentityConstraint,
-        FreshConstraint,
-        RandomEditConstraint,
-    )
-}
-
-
 def make_constraint(policy: Policy, config: RunConfig) -> NoConstraint:
-    """The constraint that the configuration names."""
-    return CONSTRAINTS[config.constraint](policy, config)
+    """The constraint that the configuration names, by its line in `rftkit.config.CONSTRAINTS`."""
+    module, _, attribute = CONSTRAINTS[config.constraint].partition(":")
+    made: NoConstraint = getattr(import_module(module), attribute)(policy, config)
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from matplotlib.ticker import PercentFormatter
 from rftkit.files import replace_file
 from rftkit.runs import RunFolder
 
-# Okabe and Ito's palette: distinguishable with any colour vision.
-COLOURS = {
+# Okabe and Ito's palette: distinguishable with any colour vision. Any other name is a constraint
+# of one's own.
+COLOURS: defaultdict[str, str] = defaultdict(lambda: "#882255")
+COLOURS |= {
     "none": "#D55E00",
     "kl": "#0072B2",
     "dynamic": "#009E73",

@@ -194,7 +194,7 @@ class LiveTrainer(Explorer):
         self.gold_max = load_task(config.task).gold_max
         self.sessions: list[Session] = []
         self._drawn, self._lock = 0.0, threading.RLock()
-        self.constraint = dropdown(CONSTRAINTS, "constraint")
+        self.constraint = dropdown(list(CONSTRAINTS), "constraint")
         self.constraint.value = config.constraint
         self.coef = widgets.Text(
             description="β or λ",
