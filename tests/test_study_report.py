@@ -177,7 +177,7 @@ def test_the_report_shows_what_the_refiner_changed(tmp_path: Path) -> None:
 def test_the_readmes_block_is_made_from_the_records() -> None:
     block = "<!-- study: dialogue -->\nold\n<!-- end -->\n"
     filled = fill(block)
-    assert "old" not in filled
+    assert "\nold\n" not in filled
     model = sha256("tiny")
     records = RecordFiles(RECORDS, PROTOCOL.jobs(), model).read()
     for method in METHODS:

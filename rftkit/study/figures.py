@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from rftkit.figures import label_ends
 from rftkit.metrics import bootstrap_ci, mean
-from rftkit.plots import COLOURS
+from rftkit.plots import COLOURS, LABELS, STYLES
 from rftkit.study.analysis import DEGENERATE, DEGENERATE_BAR, GOLD, results, varied
 from rftkit.study.methods import DOSES, Method
 from rftkit.study.plan import Protocol, Record, Records
@@ -89,14 +90,16 @@ def why(protocol: Protocol, task: str, records: Records, gold_max: float) -> Fig
         ("gold_reward", "gold reward", ("none", "dynamic")),
     )
     for axis, (key, title, names) in zip(axes[0], panels, strict=True):
-        for name in names:
-            _band(axis, list(rows[name].values()), key, name, named=len(names) > 1)
+        ends = {name: _band(axis, list(rows[name].values()), key, name) for name in names}
         axis.set_title(title, fontsize=10.5, loc="left")
         axis.set_xlabel("step")
         if key not in ("gold_reward", "pull"):
             axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
         axis.set_ylim(bottom=min(0.0, axis.dataLim.y0) if axis.lines else 0)
         _plain(axis)
+        if len(names) > 1:
+            found = {LABELS[n]: (end[1], n) for n, end in ends.items() if end}
+            label_ends(axis, max(end[0] for end in ends.values() if end), found)
     for axis in axes[1][len(doses) :] if doses else ():
         axis.axis("off")
     for axis, (group, (title, own)) in zip(axes[-1], doses.items(), strict=False):
@@ -183,26 +186,19 @@ def _path(axis: Axes, rows: Sequence[Record], look: Mapping[str, str]) -> None:
               markeredgecolor="white", zorder=3)  # fmt: skip
 
 
-def _band(axis: Axes, rows: Sequence[Record], key: str, name: str, named: bool) -> None:
-    """Mean of the seeds against step, the band from lowest to highest; its name at the end."""
+def _band(axis: Axes, rows: Sequence[Record], key: str, name: str) -> tuple[float, float] | None:
+    """Mean of the seeds against step, the band from lowest to highest; the mean's last point."""
     tables = [
         {s: v for s, v in zip(r["curve"]["step"], r["curve"][key], strict=True) if v is not None}
         for r in rows
     ]
     steps = sorted(set.intersection(*(set(t) for t in tables))) if tables else []
     if not steps:
-        return
+        return None
     values = np.array([[t[s] for s in steps] for t in tables])
-    style = {"none": "--"}.get(name, "-")
-    axis.plot(steps, values.mean(0), style, color=COLOURS[name], linewidth=2, label=name)
+    axis.plot(steps, values.mean(0), STYLES[name], color=COLOURS[name], linewidth=2)
     axis.fill_between(steps, values.min(0), values.max(0), color=COLOURS[name], alpha=0.18, lw=0)
-    if not named:
-        return
-    label = {"none": "no constraint"}.get(name, name)
-    above = values.mean(0)[-1] <= values.mean(0).max() / 2
-    axis.annotate(label, (steps[-1], values.mean(0)[-1]), (0, 6 if above else -13), ha="right",
-                  textcoords="offset points", color=COLOURS[name], fontsize=9,
-                  fontweight="bold")  # fmt: skip
+    return float(steps[-1]), float(values.mean(0)[-1])
 
 
 def _gold(record: Record) -> float:

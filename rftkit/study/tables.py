@@ -125,7 +125,8 @@ def frontier_table(protocol: Protocol, task: str, records: Records) -> str:
     head.append("luckiest evaluation of a rival")
     lines = [_row(head), "|" + "---|" * len(head)]
     for w in found:
-        cost = f"{w.cost:.1%}" if "share" in w.budget else f"{w.cost:,.1f}".removesuffix(".0")
+        form = ".1%" if "share" in w.budget else ",.0f" if "tokens" in w.budget else ".1f"
+        cost = format(w.cost, form)
         rival, interval = "none comes so low", "–"
         if best := w.best:
             rival = f"{best.gold:.2f} ({best.label}, step {best.step})"
