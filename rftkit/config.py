@@ -90,6 +90,9 @@ class RunConfig:
     refine_share: Annotated[
         float, "share of a step's responses that are refined and learned from; drawn at random"
     ] = 1.0
+    refiner: Annotated[
+        str, "a refiner of your own, MODULE:FUNCTION (rftkit/own_refiner.py); empty = a model"
+    ] = ""
     refiner_model: Annotated[str, "another model as refiner; empty = the policy's reference"] = ""
     refiner_noise: Annotated[
         float, "damage: noise on the refiner's weights, in their standard deviations"

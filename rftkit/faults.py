@@ -1,7 +1,7 @@
 """Refiners other than the reference itself: for asking how good a refiner must be.
 
-Another model, a model whose weights are disturbed, or a refiner with a taste of its own. Each costs
-a second base in memory; `rftkit.constraints` asks for them only where the configuration does.
+Another model or a model whose weights are disturbed, each of which costs a second base in memory;
+one with a taste of its own; or a function of the user's own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rftkit.config import RunConfig
 from rftkit.errors import UserError
 from rftkit.instruct import Answer
 from rftkit.models import Policy, load_policy
+from rftkit.own_refiner import OwnRefiner
 from rftkit.refiner import REFINERS, Messages, OnlineRefiner, Refinement
 
 
@@ -51,6 +52,12 @@ def make_refiner(policy: Policy, config: RunConfig, name: str) -> OnlineRefiner:
     Raises UserError where another model has another tokenizer, or where settings exclude each
     other.
     """
+    if config.refiner:
+        if name != OnlineRefiner.name:
+            raise UserError(f"refiner: goes with constraint dynamic, not {name}")
+        if config.refiner_model or config.refiner_noise or config.refiner_cuts:
+            raise UserError("refiner: your own excludes the other refiner settings; leave them out")
+        return OwnRefiner(policy, config.refiner)
     model = policy
     if config.refiner_model or config.refiner_noise:
         model = _other(policy, config)

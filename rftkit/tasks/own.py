@@ -11,17 +11,16 @@ prompts: lists of messages; completions: lists of one assistant message; columns
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from importlib import import_module
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from rftkit.errors import UserError
 from rftkit.metrics import rep_3
+from rftkit.plugins import in_a_line, load_function
 from rftkit.tasks.base import Prompt, Score, Task, read_prompts
 
 HELD_OUT_EVERY = 5
@@ -47,7 +46,9 @@ class OwnTask(Task):
             missing = "reward" if data else "data"
             raise UserError(f"{missing}: task 'own' needs --data FILE and --reward MODULE:FUNCTION")
         self.data, self.reward, self.base = data, reward, base
-        self._reward: Reward | None = load_reward(reward) if reward else None
+        self._reward: Reward | None = (
+            load_function("reward", reward, "my_rewards:short") if reward else None
+        )
         if base is not None:
             self.name, self.gold_max = base.name, base.gold_max
             self.max_new_tokens, self.instruction = base.max_new_tokens, base.instruction
@@ -132,8 +133,7 @@ class OwnTask(Task):
                 prompts=[list(p.messages) for p in prompts], completions=completions, **columns
             )
         except Exception as error:
-            what = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{place} failed with {what}") from None
+            raise UserError(f"{place} failed with {in_a_line(error)}") from None
         if not isinstance(values, Sequence) or len(values) != len(responses):
             raise UserError(
                 f"{place} must return a list with one number a completion ({len(responses)} here)"
@@ -142,24 +142,3 @@ class OwnTask(Task):
             if not isinstance(value, Real) or (gold and not math.isfinite(value)):
                 raise UserError(f"{place} returned {value!r}; each reward must be a finite number")
         return [float(value) for value in values]
-
-
-def load_reward(name: str) -> Reward:
-    """The function that `module:function` names; modules of the current folder are found too.
-
-    Raises UserError where there is none.
-    """
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise UserError(f"reward: {name!r} must be module:function, such as my_rewards:short")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        found = getattr(import_module(module), function, None)
-    except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"reward: module {module!r} cannot be imported ({what})") from None
-    if not callable(found):
-        raise UserError(f"reward: module {module!r} has no function {function!r}")
-    reward: Reward = found
-    return reward

@@ -1,0 +1,102 @@
+"""A refiner that is a function of the user's own: what it returns is what training learns from."""
+
+import re
+from pathlib import Path
+
+import pytest
+from small import model_folder
+
+from rftkit import RunConfig, Trainer, UserError, load_policy
+from rftkit.cli import main
+from rftkit.models import Policy
+from rftkit.own_refiner import OwnRefiner
+from rftkit.runs import RunFolder
+
+ORDER = [{"role": "user", "content": "For Ana: small tea, milk, to go."}]
+FLOODED = "Hello, Ana! One small tea. Thanks! Thanks! Thanks!"
+SMALL = {"prompts": 2, "group": 2, "steps": 2, "eval_prompts": 4, "max_new_tokens": 24,
+         "coef": 1.0}  # fmt: skip
+
+
+def once(prompts: list, responses: list[str]) -> list[str]:
+    """Say no word twice in a row."""
+    assert all(messages[-1]["role"] == "user" for messages in prompts)
+    return [re.sub(r"(\b[\w!]+)( \1)+", r"\1", text) for text in responses]
+
+
+def broken(prompts: list, responses: list[str]) -> list[str]:
+    raise RuntimeError("no\nservice")
+
+
+def short(prompts: list, responses: list[str]) -> list[str]:
+    return responses[1:]
+
+
+def lowered(prompts: list, responses: list[str]) -> list[str]:
+    return [text.lower() for text in responses]
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return load_policy("tiny")
+
+
+def test_its_text_is_the_refined_response(policy: Policy) -> None:
+    refiner = OwnRefiner(policy, "test_own_refiner:once")
+    flooded, kept = refiner.refine([ORDER] * 2, [FLOODED, "Hello, Ana!"])
+    assert flooded.refined == "Hello, Ana! One small tea. Thanks!"
+    assert flooded.edit_ratio > 0
+    assert flooded.refined_ids[-1] == policy.tokenizer.eos_token_id
+    assert kept.refined_ids == kept.response_ids
+    assert refiner.passes == 0
+
+
+def test_what_is_fine_keeps_its_tokens_and_gets_an_end(policy: Policy) -> None:
+    ids = policy.encode("Hello, Ana!")
+    split = [i for letter in "Hello" for i in policy.encode(letter)]  # other tokens, the same text
+    refiner = OwnRefiner(policy, "test_own_refiner:once")
+    end = policy.tokenizer.eos_token_id
+    cut_off, other = refiner.refine_ids([ORDER] * 2, [ids, [*split, end]])
+    assert cut_off.refined_ids == [*ids, end]
+    assert other.refined_ids == [*split, end]
+
+
+def test_one_trains_with_it(tmp_path: Path) -> None:
+    config = RunConfig.from_dict(SMALL | {"refiner": "test_own_refiner:lowered"})
+    metrics = Trainer(config, tmp_path / "run").train(progress=False)
+    assert metrics[0]["changed"] > 0.9
+    assert metrics[0]["strength"] > 0
+    refined = [sample["refined"] for sample in RunFolder(tmp_path / "run").samples()]
+    assert refined == [text.lower() for text in refined]
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("broken", "refiner: test_own_refiner:broken failed with RuntimeError: no service"),
+        ("short", "refiner: test_own_refiner:short must return a list with one text a response"),
+        ("absent", "refiner: module 'test_own_refiner' has no function 'absent'"),
+    ],
+)
+def test_a_mistake_in_it_is_one_line(function: str, says: str) -> None:
+    config = RunConfig.from_dict(
+        SMALL | {"model": model_folder(), "refiner": f"test_own_refiner:{function}"}
+    )
+    with pytest.raises(UserError) as caught:
+        Trainer(config).train(progress=False)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--refiner", "once"], "refiner: 'once' must be module:function, such as my_rules:once"),
+        (["--refiner", "a:b", "--refiner-noise", "1"], "refiner: your own excludes the other"),
+        (["--refiner", "a:b", "--constraint", "fresh"], "refiner: goes with constraint dynamic"),
+    ],
+)
+def test_the_command_line_says_what_does_not_go(options, says, tmp_path, capsys) -> None:
+    command = ["train", "--model", model_folder(), "--task", "dialogue", "--constraint", "dynamic",
+               "--steps", "1", "--out", str(tmp_path / "run"), *options]  # fmt: skip
+    assert main(command) != 0
+    assert says in capsys.readouterr().err
