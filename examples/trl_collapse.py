@@ -138,7 +138,9 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--steps", type=int, default=STEPS, help=f"of each run; default {STEPS}")
-    options.add_argument("--out", type=Path, default=RECORD, help="where the records go")
+    options.add_argument(
+        "--out", type=Path, default=Path("out/trl-collapse"), help="where the records go"
+    )
     options.add_argument("--work", type=Path, default=Path("out/trl"), help="for checkpoints")
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)

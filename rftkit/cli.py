@@ -16,7 +16,15 @@ from typing import Any, NoReturn
 
 from rftkit.config import CONSTRAINTS, RunConfig
 from rftkit.errors import UserError
-from rftkit.options import add_setting, add_settings, decimals, names, numbers, words
+from rftkit.options import (
+    add_setting,
+    add_settings,
+    decimals,
+    given_settings,
+    names,
+    numbers,
+    words,
+)
 from rftkit.options import config_of as _config
 from rftkit.visible import one_line
 
@@ -242,6 +250,8 @@ def _refine(arguments: Arguments) -> None:
     else:
         print(to_ansi(result.diff))
         print(f"changed: {result.changed}   edit ratio: {result.edit_ratio:.3f}")
+        if result.fallback:
+            print(f"refused: {result.fallback}; the response stays as it is")
 
 
 def _doctor(arguments: Arguments) -> int:
@@ -271,9 +281,12 @@ def _estimate(arguments: Arguments) -> None:
     from rftkit.estimate import estimate, table
     from rftkit.presets import DEFAULT_GB, gpu_gb
 
-    given = arguments.vram_gb
-    memory = gpu_gb() or DEFAULT_GB if given is None else given
-    found = estimate(_config(arguments), memory, arguments.prompt_tokens)
+    memory = arguments.vram_gb
+    if memory is None:
+        memory = gpu_gb() or DEFAULT_GB
+    found = estimate(
+        _config(arguments), memory, arguments.prompt_tokens, given=given_settings(arguments)
+    )
     print(json.dumps(found) if arguments.json else table(found))
 
 

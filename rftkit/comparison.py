@@ -6,6 +6,7 @@ Every run is a run folder of its own, so an interrupted comparison goes on where
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,8 @@ from rftkit.errors import UserError
 from rftkit.guard import whole_step
 from rftkit.metrics import bootstrap_ci
 from rftkit.runs import RunFolder, write_text
+
+log = logging.getLogger("rftkit")
 
 WATCH_SECONDS = 2.0  # between looks at the run folders, whose records are read whole each time
 _OWN_METRICS = ("gamed",)  # which a task may add (`Task.extra_metrics`)
@@ -176,7 +179,12 @@ def run_all(
     """
     for c, folder in jobs:  # settle every folder first: a clash is told before any work is done
         RunFolder.create(folder, c, resume=True)
-    jobs = [(c, folder) for c, folder in jobs if not _finished(folder, c.steps)]
+    if workers < 0:
+        raise UserError(f"workers: {workers} must be at least 0")
+    kept = [folder for c, folder in jobs if _finished(folder, c.steps)]
+    if kept:
+        log.warning("%d runs were finished already and are kept, as in %s", len(kept), kept[0])
+    jobs = [(c, folder) for c, folder in jobs if folder not in kept]
     if not jobs:
         return
     workers = workers or _default_workers(jobs[0][0].device, len(jobs))
@@ -248,8 +256,9 @@ def _raise_first(futures: Sequence[Future[Any]]) -> None:
                 future.result()
             except BrokenProcessPool:
                 raise UserError(
-                    "a run's process was killed, perhaps for want of memory; the same command "
-                    "goes on, with --workers 1 in less memory"
+                    "a run's process was killed, perhaps for want of memory: the same command "
+                    "goes on, with --workers 1 in less memory. A script of your own must call "
+                    "rftkit under `if __name__ == '__main__':`"
                 ) from None
 
 

@@ -114,7 +114,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
+            if getattr(self, name) not in tuple(allowed):
                 value = getattr(self, name)
                 raise UserError(f"{name}: {value!r} is unknown; choose of {', '.join(allowed)}")
         for name, (kind, _) in field_docs().items():

@@ -9,6 +9,7 @@ what an allocator wastes, for which `RESERVE_GB` and `WASTE` leave room when a p
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,13 +90,22 @@ class Work:
         return self.prompt + self.response
 
 
+# Settings that say what is trained, not how.
+_OWN = ("model", "task", "data", "reward", "constraint", "precision", "max_new_tokens", "lora_rank")
+
+
 def estimate(
-    config: RunConfig, vram_gb: float = 8.0, prompt_tokens: int = 0, device: str = ""
+    config: RunConfig,
+    vram_gb: float = 8.0,
+    prompt_tokens: int = 0,
+    device: str = "",
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Peak memory in GB of a run with `config`, and the largest preset that fits in `vram_gb`.
 
     prompt_tokens: the longest prompt; 0 = that of the task under the model's tokenizer.
     device: "cpu" or "cuda", whose precisions differ; "" = the configuration's, where auto is cuda.
+    given: settings that no preset may change; None = what makes up the task and the model.
     Gives parts_gb (each part at its own largest), phases_gb (what is alive together: while
     sampling, refining, updating), peak_gb (the largest phase), presets and largest_preset.
     Raises UserError where the model's configuration cannot be read.
@@ -108,10 +118,11 @@ def estimate(
     shape = read_shape(config.model)
     prompts, rules = _prompt_lengths(config, prompt_tokens), _rules(config.model)
     usable = (vram_gb - RESERVE_GB) * (1 - WASTE)
+    if given is None:
+        given = {name: getattr(config, name) for name in _OWN}
     presets = {}
     for name, settings in PRESETS.items():
-        kept = ("model", "task", "constraint", "precision", "max_new_tokens", "lora_rank")
-        preset = RunConfig.from_dict({k: getattr(config, k) for k in kept} | settings)
+        preset = RunConfig.from_dict({**settings, **given})
         presets[name] = _fit(preset, shape, prompts, device, rules, usable)
     fitting = [name for name, found in presets.items() if found["fits"]]
     return {

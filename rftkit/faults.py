@@ -57,7 +57,7 @@ def make_refiner(policy: Policy, config: RunConfig, name: str) -> OnlineRefiner:
             raise UserError(f"refiner: goes with constraint dynamic, not {name}")
         if config.refiner_model or config.refiner_noise or config.refiner_cuts:
             raise UserError("refiner: your own excludes the other refiner settings; leave them out")
-        return OwnRefiner(policy, config.refiner)
+        return OwnRefiner(policy, config.refiner, config.max_new_tokens)
     model = policy
     if config.refiner_model or config.refiner_noise:
         model = _other(policy, config)

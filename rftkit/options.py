@@ -9,11 +9,16 @@ from typing import Any
 from rftkit.config import CHOICES, CONSTRAINTS, PRESETS, RunConfig, field_docs
 
 
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the command line names; data with a reward are a task of one's own."""
+    given = {k: v for k, v in vars(arguments).items() if k in field_docs() and v is not None}
+    own = given.get("data") and given.get("reward")
+    return {"task": "own"} | given if own else given
+
+
 def config_of(arguments: argparse.Namespace) -> RunConfig:
     """The settings that the arguments ask for."""
-    given = {k: v for k, v in vars(arguments).items() if k in field_docs() and v is not None}
-    if given.get("data") and given.get("reward"):
-        given = {"task": "own"} | given
+    given = given_settings(arguments)
     preset = getattr(arguments, "preset", "cpu_tiny")
     if preset == "auto":
         from rftkit.presets import best_settings

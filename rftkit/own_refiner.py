@@ -20,11 +20,13 @@ from rftkit.refiner import Messages, OnlineRefiner, Refinement
 class OwnRefiner(OnlineRefiner):
     """What the function MODULE:FUNCTION makes of each response. It takes no forward pass.
 
-    An unchanged response keeps its tokens; every refined one ends.
+    An unchanged response keeps its tokens; every refined one ends. One of over `max_new_tokens`
+    tokens is refused as "cut off": the response stays.
     """
 
-    def __init__(self, policy: Policy, function: str):
+    def __init__(self, policy: Policy, function: str, max_new_tokens: int = 64):
         """Raises UserError where there is no such function."""
+        self.max_new_tokens = max_new_tokens
         self.policy, self.passes, self.place = policy, 0, f"refiner: {function}"
         self.function = load_function("refiner", function, "my_rules:once")
 
@@ -34,18 +36,20 @@ class OwnRefiner(OnlineRefiner):
         texts = [self.policy.decode(ids) for ids in responses]
         refined = self._call([list(p) for p in prompts], texts)
         rows = zip(responses, texts, refined, strict=True)
-        return [self._refinement(ids, Answer(self._ids(ids, a, b))) for ids, a, b in rows]
+        return [self._refinement(ids, self._answer(ids, a, b)) for ids, a, b in rows]
 
-    def _ids(self, ids: list[int], text: str, refined: str) -> list[int]:
+    def _answer(self, ids: list[int], text: str, refined: str) -> Answer:
         if text == refined and ids[-1:] and ids[-1] in self.policy.eos_ids:
-            return ids
+            return Answer(ids)
         kept = ids if text == refined else self.policy.encode(refined)
-        return [*kept, self.policy.tokenizer.eos_token_id]
+        if len(kept) > self.max_new_tokens:
+            return Answer(ids, "cut off")
+        return Answer([*kept, self.policy.tokenizer.eos_token_id])
 
     def _call(self, prompts: list[list[dict[str, str]]], responses: list[str]) -> list[str]:
         try:
             found = self.function(prompts, responses)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"{self.place} failed with {in_a_line(error)}") from None
         texts = isinstance(found, Sequence) and all(isinstance(text, str) for text in found)
         if not texts or isinstance(found, str) or len(found) != len(responses):

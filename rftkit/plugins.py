@@ -33,6 +33,6 @@ def load_function(field: str, name: str, example: str) -> Callable[..., Any]:
     return loaded
 
 
-def in_a_line(error: Exception) -> str:
+def in_a_line(error: BaseException) -> str:
     """An error's kind and text, whatever it holds."""
     return " ".join(f"{type(error).__name__}: {error}".split())

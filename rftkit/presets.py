@@ -30,7 +30,7 @@ def best_settings(given: dict[str, Any]) -> dict[str, Any]:
     if memory is None or given.get("device") == "cpu":
         return PRESETS["cpu_tiny"]
     config = replace(RunConfig.from_dict(given), device="cuda")
-    found = estimate(config, memory)
+    found = estimate(config, memory, given=given)
     name = found["largest_preset"]
     if name is None:
         raise UserError(

@@ -15,7 +15,7 @@ from typing import Any
 
 from rftkit.config import RunConfig
 from rftkit.errors import UserError
-from rftkit.files import append_line, writing
+from rftkit.files import append_line, find_folder, writing
 from rftkit.files import write_text as write_text
 from rftkit.guard import sole_writer
 
@@ -33,21 +33,38 @@ class RunFolder:
     def create(cls, path: Path, config: RunConfig, resume: bool = False) -> RunFolder:
         """Make the folder, or take up the run in it.
 
-        Raises UserError where a run is there already and `resume` is False, or where its settings
-        differ from `config`.
+        Raises UserError where a run has begun there and `resume` is False, or its settings differ
+        from `config`.
         """
         run = cls(path)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             there = (path / "config.json").exists()
         if not there:
-            record = {"format": FORMAT, **config.to_dict()}
-            write_text(path / "config.json", json.dumps(record, indent=1) + "\n")
+            run._write(config)
+        elif run._left_over():
+            if run.config() != config:
+                with run.alone():
+                    run._write(config)
         elif not resume:
             raise UserError(f"{path}: holds a run already; add --resume or choose another --out")
         else:
             run._same(config)
         return run
+
+    def _write(self, config: RunConfig) -> None:
+        record = {"format": FORMAT, **config.to_dict()}
+        write_text(self.path / "config.json", json.dumps(record, indent=1) + "\n")
+
+    def _left_over(self) -> bool:
+        """Whether this is a run without any step: what a first try leaves that failed."""
+        if (self.path / "metrics.jsonl").exists() or find_folder(self.checkpoint) is not None:
+            return False
+        try:
+            self.config()
+        except UserError:  # something else, which is not ours to overwrite
+            return False
+        return True
 
     def alone(self) -> AbstractContextManager[None]:
         """Inside, no other process may train in this folder; see `sole_writer`."""

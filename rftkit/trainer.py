@@ -24,7 +24,7 @@ from rftkit import health
 from rftkit.batch import Batch, Gradients
 from rftkit.config import RunConfig
 from rftkit.constraints import DynamicConstraint, NoConstraint, Pull, make_constraint
-from rftkit.errors import BadStepError, UserError
+from rftkit.errors import BadStepError, DivergedError, UserError
 from rftkit.files import find_folder, replace_folder
 from rftkit.guard import whole_step
 from rftkit.models import Policy, load_policy
@@ -102,6 +102,7 @@ class Trainer:
         self.done = 0  # steps
         self._saved = 0  # steps in the checkpoint
         self._whole = True  # False within a step, and after one that broke off
+        self._touched = False  # whether the present step has changed a weight
         self.run = RunFolder.create(Path(out), given, resume) if out is not None else None
         place = Path("out") if self.run is None else self.run.path
         self.trackers = Trackers(config.trackers, place, config.to_dict())
@@ -141,7 +142,7 @@ class Trainer:
                     raise UserError("the last step broke off: go on in a Trainer with resume=True")
                 with whole_step() as stop:
                     self._whole = False
-                    metrics = self._record(self._step(self.done))
+                    metrics = self._record(self._step_or_save())
                     self.done += 1
                     if self.done % self.config.save_every == 0 or self.done == self.config.steps:
                         self.save()
@@ -159,6 +160,19 @@ class Trainer:
             last = self.config.steps
             if self.run is None or not any(m["step"] == last for m in self.run.metrics()):
                 yield self._record({"step": last, **self.evaluate(last)})
+
+    def _step_or_save(self) -> Metrics:
+        """The next step; where it fails before it has changed a weight, nothing before it is lost.
+
+        A reward function that gives up in the middle of the night is such a failure.
+        """
+        self._touched = False
+        try:
+            return self._step(self.done)
+        except UserError as error:
+            if self.run is None or self._touched or isinstance(error, DivergedError):
+                raise
+            raise UserError(f"{error}; {self._stopped()}") from error
 
     def _step(self, step: int) -> Metrics:
         evaluated = self.evaluate(step) if step % self.config.eval_every == 0 else {}
@@ -268,6 +282,7 @@ class Trainer:
         measured = _strength(parameters, pulled) if measure else {}
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         health.check_losses(self.config, sums, float(norm))
+        self._touched = True
         self.optimiser.step()
         self.optimiser.zero_grad()
         health.check_weights(self.config, parameters)

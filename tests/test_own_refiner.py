@@ -62,7 +62,9 @@ def test_what_is_fine_keeps_its_tokens_and_gets_an_end(policy: Policy) -> None:
 
 
 def test_one_trains_with_it(tmp_path: Path) -> None:
-    config = RunConfig.from_dict(SMALL | {"refiner": "test_own_refiner:lowered"})
+    config = RunConfig.from_dict(
+        SMALL | {"refiner": "test_own_refiner:lowered", "max_new_tokens": 64}
+    )
     metrics = Trainer(config, tmp_path / "run").train(progress=False)
     assert metrics[0]["changed"] > 0.9
     assert metrics[0]["strength"] > 0
@@ -100,3 +102,15 @@ def test_the_command_line_says_what_does_not_go(options, says, tmp_path, capsys)
                "--steps", "1", "--out", str(tmp_path / "run"), *options]  # fmt: skip
     assert main(command) != 0
     assert says in capsys.readouterr().err
+
+
+def endless(prompts: list, responses: list[str]) -> list[str]:
+    return [text + " tea" * 500 for text in responses]
+
+
+def test_what_is_too_long_is_refused(tmp_path: Path) -> None:
+    config = RunConfig.from_dict(SMALL | {"refiner": "test_own_refiner:endless"})
+    metrics = Trainer(config, tmp_path / "run").train(progress=False)
+    assert metrics[0]["refused_cut_off"] == 1
+    assert metrics[0]["edit_ratio"] == 0
+    assert metrics[0]["refined_length"] <= SMALL["max_new_tokens"] + 1

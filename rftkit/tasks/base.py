@@ -136,9 +136,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises UserError that names file, line and field of the first broken row.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other line ends
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        # With the mark that Windows puts first; and JSON may hold other line ends.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is no UTF-8 text ({error})") from None
     prompts = [_prompt(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise UserError(f"{path}: no rows; each line is a JSON object with a 'prompt'")

@@ -24,6 +24,7 @@ from rftkit.plugins import in_a_line, load_function
 from rftkit.tasks.base import Prompt, Score, Task, read_prompts
 
 HELD_OUT_EVERY = 5
+LARGEST = 1e30  # of a reward; sums of larger ones overflow
 LOOPS = 0.5  # share of repeated 3-grams above which a response counts as degenerate
 
 Reward = Callable[..., Any]
@@ -132,13 +133,14 @@ class OwnTask(Task):
             values = reward(
                 prompts=[list(p.messages) for p in prompts], completions=completions, **columns
             )
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"{place} failed with {in_a_line(error)}") from None
         if not isinstance(values, Sequence) or len(values) != len(responses):
             raise UserError(
-                f"{place} must return a list with one number a completion ({len(responses)} here)"
+                f"{place} must return a list with one number a completion ({len(responses)} here), "
+                f"not {type(values).__name__}"
             )
         for value in values:
-            if not isinstance(value, Real) or (gold and not math.isfinite(value)):
+            if not isinstance(value, Real) or (gold and not abs(float(value)) < LARGEST):
                 raise UserError(f"{place} returned {value!r}; each reward must be a finite number")
         return [float(value) for value in values]

@@ -60,6 +60,11 @@ class PretrainConfig:
     context: int = 512
     save_every: int = 200
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: {getattr(self, name)} must be at least 0")
+
 
 def pretrain(config: PretrainConfig, out: Path, progress: bool = True) -> Path:
     """Train (or go on training) in `out`; return the folder of the finished model.
