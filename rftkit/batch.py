@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -272,3 +273,17 @@ def losses_of(
     return Losses(
         gradient.loss, constraint.loss(micro), float(gradient.clip_fraction) * share, apart
     )
+
+
+def strength(parameters: list[torch.nn.Parameter], pulled: list[torch.Tensor]) -> dict[str, float]:
+    """pull = ‖g_constraint‖; strength = pull / (pull + ‖g_policy‖), from what backward left."""
+    norm = torch.nn.utils.get_total_norm
+    pull = float(norm(pulled))
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    policy = float(norm([g - c for g, c in zip(grads, pulled, strict=True)]))
+    return {"strength": pull / (pull + policy) if pull + policy else 0.0, "pull": pull}
+
+
+def kl_of(rollouts: Rollouts, ref: list[torch.Tensor]) -> float:
+    """KL(π‖π_ref) in nats a response, estimated by k1."""
+    return fmean(float((p - r).sum()) for p, r in zip(rollouts.log_probs, ref, strict=True))

@@ -250,8 +250,8 @@ def _refine(arguments: Arguments) -> None:
     else:
         print(to_ansi(result.diff))
         print(f"changed: {result.changed}   edit ratio: {result.edit_ratio:.3f}")
-        if result.fallback:
-            print(f"refused: {result.fallback}; the response stays as it is")
+    if result.fallback:
+        print(f"refused: {result.fallback}; the response stays as it is", file=sys.stderr)
 
 
 def _doctor(arguments: Arguments) -> int:

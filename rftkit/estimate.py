@@ -95,12 +95,9 @@ _OWN = ("model", "task", "data", "reward", "constraint", "precision", "max_new_t
 
 
 def estimate(
-    config: RunConfig,
-    vram_gb: float = 8.0,
-    prompt_tokens: int = 0,
-    device: str = "",
+    config: RunConfig, vram_gb: float = 8.0, prompt_tokens: int = 0, device: str = "",
     given: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Peak memory in GB of a run with `config`, and the largest preset that fits in `vram_gb`.
 
     prompt_tokens: the longest prompt; 0 = that of the task under the model's tokenizer.
@@ -118,8 +115,7 @@ def estimate(
     shape = read_shape(config.model)
     prompts, rules = _prompt_lengths(config, prompt_tokens), _rules(config.model)
     usable = (vram_gb - RESERVE_GB) * (1 - WASTE)
-    if given is None:
-        given = {name: getattr(config, name) for name in _OWN}
+    given = {name: getattr(config, name) for name in _OWN} if given is None else given
     presets = {}
     for name, settings in PRESETS.items():
         preset = RunConfig.from_dict({**settings, **given})

@@ -56,15 +56,13 @@ class Refinement:
         return edit_ratio(self.response_ids, self.refined_ids)
 
     def to_dict(self) -> dict[str, Any]:
-        """The texts, whether and how much they differ, the diff as [op, text] pairs, and why the
-        refiner's text was refused ("" = it was not)."""
+        """The texts, whether and how much they differ, and the diff as [op, text] pairs."""
         return {
             "response": self.response,
             "refined": self.refined,
             "changed": self.changed,
             "edit_ratio": self.edit_ratio,
             "diff": self.diff,
-            "refused": self.fallback,
         }
 
 

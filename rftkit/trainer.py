@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from rftkit import health
-from rftkit.batch import Batch, Gradients
+from rftkit.batch import Batch, Gradients, kl_of, strength
 from rftkit.config import RunConfig
 from rftkit.constraints import DynamicConstraint, NoConstraint, Pull, make_constraint
 from rftkit.errors import BadStepError, DivergedError, UserError
@@ -195,7 +195,7 @@ class Trainer:
         rollouts, rewards = self._collect(step)
         pull = self.constraint.prepare(rollouts, seed=_seed(config.seed, step, "constraint"))
         health.check_refined([r.refined for r in (pull.refinements or {}).values()])
-        kl = _kl(rollouts, pull.ref_log_probs) if pull.ref_log_probs else None
+        kl = kl_of(rollouts, pull.ref_log_probs) if pull.ref_log_probs else None
         batch = Batch(rollouts, *self._advantages(rollouts, rewards, pull), pull)
         for group in self.optimiser.param_groups:
             group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
@@ -279,7 +279,7 @@ class Trainer:
         """One pass over the batch and one optimiser step; strength and pull where `measure`."""
         parameters = self.policy.parameters()
         sums, pulled = self.gradients.accumulate(batch, measure)
-        measured = _strength(parameters, pulled) if measure else {}
+        measured = strength(parameters, pulled) if measure else {}
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         health.check_losses(self.config, sums, float(norm))
         self._touched = True
@@ -319,7 +319,7 @@ class Trainer:
             "task_reward": fmean(s.task_reward for s in scores),
             "gold_reward": fmean(s.gold_reward for s in scores),
             "heldout_task_reward": fmean(s.task_reward for s in scores),
-            "kl": _kl(rollouts, ref),
+            "kl": kl_of(rollouts, ref),
             "degenerate": fmean(s.degenerate for s in scores),
             **self.task.extra_metrics(prompts, rollouts.responses, scores),
         }
@@ -392,20 +392,6 @@ class Trainer:
         if self.run is None:
             return f"stopped before step {self.done}; nothing is saved without a run folder"
         return f"stopped before step {self.done}, saved in {self.run.path}; --resume goes on"
-
-
-def _strength(parameters: Sequence[torch.Tensor], pulled: Sequence[torch.Tensor]) -> Metrics:
-    """pull = ‖g_constraint‖; strength = pull / (pull + ‖g_policy‖), from what backward left."""
-    norm = torch.nn.utils.get_total_norm
-    pull = float(norm(pulled))
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    policy = float(norm([g - c for g, c in zip(grads, pulled, strict=True)]))
-    return {"strength": pull / (pull + policy) if pull + policy else 0.0, "pull": pull}
-
-
-def _kl(rollouts: Rollouts, ref: Sequence[torch.Tensor]) -> float:
-    """KL(π‖π_ref) in nats a response, estimated by k1."""
-    return fmean(float((p - r).sum()) for p, r in zip(rollouts.log_probs, ref, strict=True))
 
 
 def _seed(seed: int, step: int, what: str) -> int:
