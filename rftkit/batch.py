@@ -104,38 +104,28 @@ class Gradients:
         Raises UserError where not even a single sequence fits.
         """
         sums = dict.fromkeys(("policy_loss", "constraint_loss", "clip_fraction", "mismatch"), 0.0)
-        pulled = [torch.zeros_like(p) for p in self.policy.parameters() if measure]
-        with checkpointed(self.policy.model) if self.config.checkpointing else nullcontext():
-            self._accumulate(batch, measure, sums, pulled)
-        return sums, pulled
-
-    def _accumulate(
-        self,
-        batch: Batch,
-        measure: bool,
-        sums: dict[str, float],
-        pulled: list[torch.Tensor],
-    ) -> None:
         parameters = self.policy.parameters()
+        pulled = [torch.zeros_like(p) for p in parameters if measure]
         totals = Totals.of(self.config, batch)
-        waiting = self._parts(sequences(batch), measure)
-        while waiting:
-            found = self._gradients(batch, totals, waiting[0], measure)
-            if found is None:
-                self._halve(waiting[0])
-                waiting = self._parts([s for part in waiting for s in part], measure)
-                continue
-            losses, gradients, pulls = found
-            for p, g in zip(parameters, gradients, strict=True):
-                p.grad = g if p.grad is None else p.grad.add_(g)
-            for total, pull in zip(pulled, pulls, strict=True):
-                total += pull
-            sums["policy_loss"] += float(losses.policy.detach())
-            sums["clip_fraction"] += losses.clip_fraction
-            sums["mismatch"] += losses.mismatch
-            if losses.constraint is not None:
-                sums["constraint_loss"] += float(losses.constraint.detach())
-            waiting.pop(0)
+        with checkpointed(self.policy.model) if self.config.checkpointing else nullcontext():
+            waiting = self._parts(sequences(batch), measure)
+            while waiting:
+                found = self._gradients(batch, totals, waiting[0], measure)
+                if found is None:
+                    self._halve(waiting[0])
+                    waiting = self._parts([s for part in waiting for s in part], measure)
+                    continue
+                losses, gradients, pulls = found
+                for p, g in zip(parameters, gradients, strict=True):
+                    p.grad = g if p.grad is None else p.grad.add_(g)
+                pulled = [a + b for a, b in zip(pulled, pulls, strict=True)]
+                sums["policy_loss"] += float(losses.policy.detach())
+                sums["clip_fraction"] += losses.clip_fraction
+                sums["mismatch"] += losses.mismatch
+                if losses.constraint is not None:
+                    sums["constraint_loss"] += float(losses.constraint.detach())
+                waiting.pop(0)
+        return sums, pulled
 
     def _gradients(
         self, batch: Batch, totals: Totals, part: list[Sequence], measure: bool

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from importlib import import_module
+from pkgutil import resolve_name
 from statistics import fmean
 from typing import Any
 
@@ -97,6 +97,10 @@ class NoConstraint:
     def loss(self, part: MicroBatch) -> torch.Tensor | None:
         """The loss on a micro-batch, coefficient included; None where there is none."""
         return None
+
+    def sample_refiner(self) -> OnlineRefiner:
+        """Whose refinements stand in samples.jsonl: what the reference would say of the run."""
+        return OnlineRefiner(self.policy, self.config.max_new_tokens, self.config.edit_limit)
 
     def after_step(self, step: int, kl: float | None) -> None:
         """Called after the update of `step`, with the batch's KL in nats a token where known."""
@@ -212,6 +216,10 @@ class DynamicConstraint(NoConstraint):
         learned = changed if self.config.sft_on == "changed" else rows
         return Pull(refinements=refinements, sft_rows=learned, metrics=metrics)
 
+    def sample_refiner(self) -> OnlineRefiner:
+        """That which training learns from; a control's refinements are none."""
+        return self.refiner if self.refiner_name == "dynamic" else super().sample_refiner()
+
     def _drawn(self, count: int, seed: int) -> list[int]:
         """The rollouts to refine: all, or a random share, at least one, in order."""
         share = self.config.refine_share
@@ -246,6 +254,5 @@ class RandomEditConstraint(DynamicConstraint):
 
 def make_constraint(policy: Policy, config: RunConfig) -> NoConstraint:
     """The constraint that the configuration names, by its line in `rftkit.config.CONSTRAINTS`."""
-    module, _, attribute = CONSTRAINTS[config.constraint].partition(":")
-    made: NoConstraint = getattr(import_module(module), attribute)(policy, config)
+    made: NoConstraint = resolve_name(CONSTRAINTS[config.constraint])(policy, config)
     return made

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from rftkit import health
 from rftkit.batch import Batch, Gradients, kl_of, strength
 from rftkit.config import RunConfig
-from rftkit.constraints import DynamicConstraint, NoConstraint, Pull, make_constraint
+from rftkit.constraints import NoConstraint, Pull, make_constraint
 from rftkit.errors import BadStepError, DivergedError, UserError
 from rftkit.files import find_folder, replace_folder
 from rftkit.guard import whole_step
@@ -33,7 +33,6 @@ from rftkit.objectives import (
     overlong_penalty,
     zero_variance,
 )
-from rftkit.refiner import OnlineRefiner
 from rftkit.rollout import Rollouts, Sampler
 from rftkit.runs import RunFolder
 from rftkit.scoring import score_targets
@@ -326,13 +325,10 @@ class Trainer:
 
     def _record_samples(self, step: int, rollouts: Rollouts, scores: Sequence[Score]) -> None:
         few = range(min(self.config.samples, len(rollouts)))
-        constraint = self.constraint
-        if isinstance(constraint, DynamicConstraint) and constraint.refiner_name == "dynamic":
-            refiner = constraint.refiner
-        else:  # what it would say of a run that does not listen to it
-            refiner = OnlineRefiner(self.policy, self.config.max_new_tokens, self.config.edit_limit)
         messages = [list(rollouts.prompts[i].messages) for i in few]
-        refined = refiner.refine_ids(messages, [rollouts.response_ids[i] for i in few])
+        refined = self.constraint.sample_refiner().refine_ids(
+            messages, [rollouts.response_ids[i] for i in few]
+        )
         assert self.run is not None
         for i in few:
             self.run.sample(

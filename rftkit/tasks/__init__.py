@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 
 from rftkit.config import RunConfig
 from rftkit.errors import UserError
@@ -25,8 +25,8 @@ def load_task(name: str) -> Task:
         raise UserError("task 'own' needs --data FILE and --reward MODULE:FUNCTION")
     if name not in REGISTRY:
         raise UserError(f"task {name!r} is unknown; choose one of {', '.join(REGISTRY)}")
-    module, _, attribute = REGISTRY[name].partition(":")
-    return getattr(import_module(module), attribute)()
+    task: Task = resolve_name(REGISTRY[name])()
+    return task
 
 
 def task_of(config: RunConfig) -> Task:
