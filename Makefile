@@ -6,7 +6,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak oldest audit lint types format lessons notebooks colab figures browser lab clean
+.PHONY: help demo test gpu soak oldest audit lint types format lessons notebooks colab figures browser lab clean
 
 help: ## list these targets
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -18,6 +18,9 @@ demo: $(STAMP) ## the main job: one task under three constraints; minutes on a l
 test: lint types ## lint, type check, tests, and every lesson from top to bottom
 	$(BIN)/python -m pytest
 	$(MAKE) notebooks
+
+gpu: $(STAMP) ## the tests that need a CUDA GPU; `make test` uses the CPU alone
+	RFTKIT_TESTS=gpu $(BIN)/python -m pytest -rs tests/gpu
 
 soak: $(STAMP) ## the long tests: kill -9 at random, 2,000 steps, no network; most of an hour
 	$(BIN)/python -m pytest -m soak

@@ -13,7 +13,6 @@ from dataclasses import replace
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from rftkit import machine
@@ -22,6 +21,7 @@ from rftkit.config import RunConfig
 from rftkit.errors import UserError
 from rftkit.estimate import estimate, read_shape
 from rftkit.memory import run_peak_gb
+from rftkit.models import pick_device
 from rftkit.peer import Generate, require_trl, run_trl
 from rftkit.refiner import OnlineRefiner
 from rftkit.rollout import Rollouts, Sampler, generate
@@ -180,7 +180,8 @@ class _Ours:
         dtype = self.policy.model.dtype
         rate = machine.rates(self.policy.device, dtype)
         rollouts, shape = self.sample(self.sampler, 1), read_shape(self.config.model)
-        kept = ("model", "task", "prompts", "group", "max_new_tokens", "lora_rank", "lr")
+        kept = ("model", "task", "prompts", "group", "max_new_tokens", "token_budget", "lora_rank",
+                "lr")  # fmt: skip
         return {
             "machine": machine.facts(self.policy.device) | rate,
             "work": {name: getattr(self.config, name) for name in kept}
@@ -300,8 +301,8 @@ def _peaks(config: RunConfig, refines: bool, done: Callable[[], object]) -> dict
     every = replace(steps, constraint=constraint, coef=config.coef, eval_every=1, eval_prompts=rows)
     together = run_peak_gb(every)
     done()
-    device = "cpu" if not torch.cuda.is_available() or config.device == "cpu" else "cuda"
-    predicted = estimate(every, device=device)["peak_gb"]
+    device = pick_device(config.device, config.model).type
+    predicted = estimate(every, device="cuda" if device == "cuda" else "cpu")["peak_gb"]
     return {"policy": alone, "policy_reference_refiner": together, "estimated_tensors": predicted}
 
 

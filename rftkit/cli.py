@@ -124,7 +124,7 @@ def _parser() -> _Parser:
     bench.add_argument("--peer", choices=("trl",), help="trainer to compare with")
     bench.add_argument("--rounds", type=int, default=7, help="repetitions; default 7")
     bench.add_argument("--profile", type=Path, metavar="DIR", help="also trace a step, into DIR")
-    for name in ("model", "precision", "device", "prompts", "group"):
+    for name in ("model", "precision", "device", "prompts", "group", "token_budget"):
         add_setting(bench, name)
     bench.add_argument(
         "--max-new-tokens", type=int, default=32, help="longest response; default 32"

@@ -187,7 +187,7 @@ def run_all(
     jobs = [(c, folder) for c, folder in jobs if folder not in kept]
     if not jobs:
         return
-    workers = workers or _default_workers(jobs[0][0].device, len(jobs))
+    workers = workers or _default_workers(jobs[0][0], len(jobs))
     steps = [c.steps for c, _ in jobs]
     context = multiprocessing.get_context("spawn")  # the one way that works on every system
     with (
@@ -262,12 +262,12 @@ def _raise_first(futures: Sequence[Future[Any]]) -> None:
                 ) from None
 
 
-def _default_workers(device: str, jobs: int) -> int:
+def _default_workers(config: RunConfig, jobs: int) -> int:
     from rftkit.models import pick_device
     from rftkit.sandbox.pool import usable_cores
 
     most = min(jobs, usable_cores(), 61)  # Windows waits for no more processes at once
-    return max(1, most) if pick_device(device).type == "cpu" else 1
+    return max(1, most) if pick_device(config.device, config.model).type == "cpu" else 1
 
 
 def _finished(folder: Path, steps: int) -> bool:

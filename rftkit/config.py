@@ -37,7 +37,8 @@ class RunConfig:
     model: Annotated[str, "'tiny', a folder, or a Hugging Face name of a causal LM"] = "tiny"
     precision: Annotated[Literal["nf4", "bf16", "fp32"], "of the frozen base: nf4 is 4-bit"] = "nf4"
     device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], "auto takes cuda, then mps, then cpu"
+        Literal["auto", "cpu", "cuda", "mps"],
+        "auto takes cuda, then mps, then cpu; for 'tiny' the cpu, where it is faster",
     ] = "auto"
     seed: Annotated[int, "decides prompts, samples and the adapter's first weights"] = 0
     steps: Annotated[int, "updates of the policy"] = 200

@@ -71,7 +71,7 @@ def run_peak_gb(config: RunConfig) -> dict[str, float]:
 
 
 def _measure(config: RunConfig) -> dict[str, float]:
-    device = pick_device(config.device)
+    device = pick_device(config.device, config.model)
     if device.type == "cuda":
         tensors = tensor_peak_gb(lambda: _train(config), device)
         process = torch.cuda.max_memory_reserved(device) / GB

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from rftkit.chat import encode_chat, encode_text
 from rftkit.errors import UserError
-from rftkit.paths import learned_tasks, model_source
+from rftkit.paths import embedded, learned_tasks, model_source
 from rftkit.state import reading
 
 log = logging.getLogger("rftkit")
@@ -156,7 +156,7 @@ def load_policy(
     adapter: a folder saved by PEFT; without it the adapter is fresh (B = 0, A from `seed`).
     Raises UserError where the model cannot be read.
     """
-    target = pick_device(device)
+    target = pick_device(device, model)
     precision = _supported(precision, target)
     base, tokenizer = _load_base(model, precision, target)
     torch.manual_seed(seed)
@@ -183,10 +183,15 @@ def native(tokenizer: Any) -> bool:
     return "<|refined|>" in tokenizer.get_vocab()
 
 
-def pick_device(device: str) -> torch.device:
-    """Resolve "auto"; fall back to the CPU, with one line, where the device is missing."""
+def pick_device(device: str, model: str = "") -> torch.device:
+    """Resolve "auto"; fall back to the CPU, with one line, where the device is missing.
+
+    An embedded model is so small that a GPU spends its time on starting kernels: "auto" takes the
+    CPU for it (data/runs/gpu-or-cpu.json).
+    """
     if device == "auto":
         device = next((d for d in ("cuda", "mps") if _present(d)), "cpu")
+        device = "cpu" if embedded(model) else device
     elif not _present(device):
         log.warning("device %r is not available here: using the CPU", device)
         device = "cpu"

@@ -24,6 +24,11 @@ def model_folder(model: str) -> Path:
     return Path(model_source(model))
 
 
+def embedded(model: str) -> bool:
+    """Whether it is the embedded model, or another one that `rftkit pretrain` made."""
+    return learned_tasks(model) is not None
+
+
 def learned_tasks(model: str) -> frozenset[str] | None:
     """The tasks that an embedded model was pre-trained on; None for any other model."""
     recipe = model_folder(model) / "pretrain.json"

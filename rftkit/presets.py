@@ -10,6 +10,7 @@ import torch
 from rftkit.config import PRESETS, RunConfig
 from rftkit.errors import UserError
 from rftkit.estimate import estimate
+from rftkit.paths import embedded
 
 DEFAULT_GB = 8.0  # a common consumer GPU, where none is at hand
 
@@ -24,10 +25,12 @@ def gpu_gb() -> float | None:
 def best_settings(given: dict[str, Any]) -> dict[str, Any]:
     """The settings of the largest preset that fits, as `estimate` predicts; `given` come first.
 
-    On a machine without a GPU they are those of cpu_tiny. Raises UserError where none fits.
+    On a machine without a GPU, and for the embedded model, they are those of cpu_tiny.
+    Raises UserError where none fits.
     """
-    memory = gpu_gb()
-    if memory is None or given.get("device") == "cpu":
+    memory, device = gpu_gb(), given.get("device", "auto")
+    small = device == "auto" and embedded(given.get("model", "tiny"))
+    if memory is None or device == "cpu" or small:
         return PRESETS["cpu_tiny"]
     config = replace(RunConfig.from_dict(given), device="cuda")
     found = estimate(config, memory, given=given)

@@ -14,7 +14,7 @@ from rftkit.study.command import study
 from rftkit.study.report import readme_block
 
 _BLOCK = re.compile(
-    r"(<!-- (?P<kind>results|study): (?P<task>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<kind>results|study|bench): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL
 )
 
 
@@ -51,15 +51,45 @@ def _cells(name: str, method: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def bench_markdown(found: dict[str, Any]) -> str:
+    """What `rftkit bench --peer trl` measured of KL, of sampling and of memory, as a table."""
+    seconds, tokens = found["seconds_per_step"], found["tokens_per_second"]
+    work, machine, peaks = found["work"], found["machine"], found["peak_memory_gb"]
+    measured = peaks["policy_reference_refiner"]["tensors"]
+    rows = [
+        ("a step under KL", seconds["kl"], "{:.2f} s"),
+        ("TRL's step under KL", seconds["trl"], "{:.2f} s"),
+        ("sampled from the dense copy", tokens["dense"], "{:.0f} tokens/s"),
+        ("sampled by transformers' `generate`", tokens["generate"], "{:.0f} tokens/s"),
+    ]
+    lines = ["| | median | lowest | highest |", "|---|---|---|---|"]
+    for label, values, unit in rows:
+        cells = " | ".join(unit.format(values[key]) for key in ("median", "min", "max"))
+        lines.append(f"| {label} | {cells} |")
+    lines.append(f"| peak of all tensors | {measured:.1f} GB | | |")
+    lines.append(f"| what `rftkit estimate` predicts | {peaks['estimated_tensors']:.1f} GB | | |")
+    lines.append("")
+    lines.append(
+        f"{machine['name']}, torch {machine['torch']}; {work['prompts']} prompts × "
+        f"{work['group']} responses of {work['max_new_tokens']} tokens, micro-batches of "
+        f"{work['token_budget']} tokens, {found['rounds']} rounds."
+    )
+    return "\n".join(lines) + "\n"
+
+
 def fill(text: str) -> str:
-    """`text` with every block rewritten: results from data/runs/<task>/summary.json, study from
-    the records in data/runs/study."""
+    """`text` with every block rewritten: results from data/runs/<name>/summary.json, bench from
+    data/runs/<name>.json, study from the records in data/runs/study."""
 
     def block(found: re.Match[str]) -> str:
-        if found["kind"] == "study":
-            return found[1] + readme_block(found["task"], DATA / "runs" / "study") + found[4]
-        place = DATA / "runs" / found["task"] / "summary.json"
-        return found[1] + markdown(json.loads(place.read_text(encoding="utf-8"))) + found[4]
+        return found[1] + table(found["kind"], found["name"]) + found[4]
+
+    def table(kind: str, name: str) -> str:
+        if kind == "study":
+            return readme_block(name, DATA / "runs" / "study")
+        place = DATA / "runs" / (f"{name}.json" if kind == "bench" else f"{name}/summary.json")
+        make = bench_markdown if kind == "bench" else markdown
+        return make(json.loads(place.read_text(encoding="utf-8")))
 
     return _BLOCK.sub(block, text)
 

@@ -10,6 +10,9 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Exact numbers are those of fp32 on a CPU. `make gpu` has the tests of a GPU.
+if os.environ.get("RFTKIT_TESTS") != "gpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 settings.register_profile("rftkit", deadline=None, derandomize=True)
 settings.load_profile("rftkit")

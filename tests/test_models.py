@@ -91,6 +91,13 @@ def test_a_missing_device_falls_back_to_the_cpu(caplog) -> None:
     assert "not available" in caplog.text
 
 
+def test_auto_leaves_the_embedded_model_on_the_cpu(monkeypatch) -> None:
+    monkeypatch.setattr(models, "_present", lambda device: True)
+    assert models.pick_device("auto", "tiny").type == "cpu"
+    assert models.pick_device("auto", model_folder()).type == "cuda"
+    assert models.pick_device("cuda", "tiny").type == "cuda"
+
+
 def test_a_model_that_is_not_there_is_the_users_mistake(tmp_path) -> None:
     with pytest.raises(UserError, match=r"model: .* cannot be loaded") as error:
         load_policy(str(tmp_path / "nothing"))

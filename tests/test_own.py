@@ -55,6 +55,8 @@ def test_a_preset_is_found_for_them(monkeypatch: pytest.MonkeyPatch, data: str) 
     assert best_settings(given)["prompts"] == PRESETS["gpu_24gb"]["prompts"]
     found = estimate(RunConfig.from_dict(given))
     assert found["largest_preset"] == "gpu_24gb"
+    assert best_settings(given | {"model": "tiny"}) == PRESETS["cpu_tiny"]
+    assert best_settings(given | {"model": "tiny", "device": "cuda"}) != PRESETS["cpu_tiny"]
 
 
 def test_a_preset_is_judged_with_what_the_user_set() -> None:

@@ -53,8 +53,18 @@ def test_results_use_no_tuning_seed_and_repeat_what_the_runs_say(path: Path) -> 
 
 def test_the_readme_holds_the_recorded_numbers() -> None:
     text = (DATA.parent / "README.md").read_text(encoding="utf-8")
-    assert "<!-- results: dialogue -->" in text
+    for block in ("results: dialogue", "results: dialogue-gpu", "bench: bench-gpu"):
+        assert f"<!-- {block} -->" in text
     assert fill(text) == text
+
+
+def test_a_gpu_had_the_same_outcome() -> None:
+    found = json.loads((RUNS / "dialogue-gpu/summary.json").read_text(encoding="utf-8"))["methods"]
+    gold = {name: method["gold_reward"]["mean"] for name, method in found.items()}
+    assert gold["none"] < 0.1 < gold["kl"] < gold["dynamic"] - 0.5
+    assert found["dynamic"]["degenerate"]["mean"] <= 0.03
+    for name in found:
+        assert RunFolder(RUNS / f"dialogue-gpu/{name}-seed3").config().device == "cuda"
 
 
 def test_the_dialogue_result_is_what_the_readme_claims() -> None:
