@@ -191,6 +191,26 @@ def test_the_readmes_block_is_made_from_the_records() -> None:
     assert (f"missing: {12 - done} of 12 methods" in filled) == (done < 12)
 
 
+def test_the_doses_on_the_game_are_what_the_readme_says() -> None:
+    records = RecordFiles(RECORDS, PROTOCOL.jobs(), sha256("tiny")).read()
+
+    def dosed(name: str, key: str = "gold_reward") -> list[float]:
+        rows = [records[f"game/{name}/why/seed{seed}"] for seed in (10, 11, 12)]
+        return [row["final"][key] if key in row["final"] else row[key] for row in rows]
+
+    tuned = results("game", "dynamic", records)
+    eighth = mean(dosed("share-0.125")), mean(dosed("share-0.125", "generated")) / 1000
+    all_of_them = mean([tuned[seed]["generated"] for seed in (10, 11, 12)]) / 1000
+    readme = " ".join((RECORDS.parents[2] / "README.md").read_text(encoding="utf-8").split())
+    said = f"ends at {eighth[0]:.2f}, with {eighth[1]:.0f} thousand tokens instead of "
+    assert f"{said}{all_of_them:.0f}." in readme
+    assert sum(share > 0.03 for share in dosed("lambda-0.3", "degenerate")) == 2
+    golds = [tuned[seed]["final"]["gold_reward"] for seed in (10, 11, 12)]
+    assert mean(dosed("lambda-3")) == pytest.approx(mean(golds), abs=0.02)
+    assert mean(dosed("training-2612")) == pytest.approx(mean(golds), abs=0.02)
+    assert f"holds the policy back at {mean(dosed('damage-0.4')):.2f}." in readme
+
+
 def test_the_fluent_exploit_pays_for_large_only() -> None:
     task = load_task("dialogue")
     prompt = task.prompts("heldout")[0]
