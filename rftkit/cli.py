@@ -215,6 +215,10 @@ def _train(arguments: Arguments) -> None:
 
     keep_freed_memory()
     trainer = Trainer(_config(arguments), arguments.out, resume=arguments.resume)
+    idle = [name for name in given_settings(arguments) if name.startswith("refine")]
+    if idle and not hasattr(trainer.constraint, "refiner"):
+        told = f"constraint {trainer.config.constraint} does not train on refinements"
+        print(f"rftkit: {told}: {', '.join(idle)} changes nothing", file=sys.stderr)
     if arguments.resume:
         told = f"goes on at step {trainer.done} of {trainer.config.steps}"
         print(f"rftkit: {arguments.out}: {told}", file=sys.stderr)

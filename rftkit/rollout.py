@@ -71,13 +71,16 @@ def max_positions(net: Any) -> float:
     return getattr(net.config, "max_position_embeddings", None) or math.inf
 
 
-def check_fits(net: Any, contexts: Sequence[Sequence[int]], room: int) -> None:
-    """Raise UserError where a context leaves no room for `room` tokens in the model's window."""
+def check_fits(net: Any, contexts: Sequence[Sequence[int]], room: int, what: str = "text") -> None:
+    """Raise UserError where a context leaves no room for `room` tokens in the model's window.
+
+    what: they are called in the message, which gives the number of the first.
+    """
     window = max_positions(net)
     for number, context in enumerate(contexts, 1):
         if len(context) + room > window:
             raise UserError(
-                f"text {number} of {len(contexts)} has {len(context)} tokens and needs room for "
+                f"{what} {number} of {len(contexts)} has {len(context)} tokens and needs room for "
                 f"{room} more, but the model reads {window}: shorten it, or lower max_new_tokens"
             )
 

@@ -33,12 +33,13 @@ from rftkit.objectives import (
     overlong_penalty,
     zero_variance,
 )
-from rftkit.rollout import Rollouts, Sampler
+from rftkit.rollout import Rollouts, Sampler, check_fits
 from rftkit.runs import RunFolder
 from rftkit.scoring import score_targets
 from rftkit.state import load_state, reading, save_state
 from rftkit.tasks import Prompt, Score, Task, task_of
 from rftkit.tasks.base import instructed
+from rftkit.tasks.own import OwnTask
 from rftkit.tracking import Trackers
 
 log = logging.getLogger("rftkit")
@@ -92,6 +93,9 @@ class Trainer:
         told = "" if self.policy.refines_natively else self.task.instruction
         self.train_prompts = instructed(self.task.prompts("train"), told)
         self.heldout_prompts = instructed(self.task.prompts("heldout"), told)
+        if isinstance(self.task, OwnTask) and config.data:  # said now, not in the middle of a run
+            rows = [self.policy.encode_chat(p.messages) for p in instructed(self.task.rows, told)]
+            check_fits(self.policy.model, rows, limit, f"{config.data}: row")
         if config.prompts > len(self.train_prompts):
             raise UserError(
                 f"prompts: {config.prompts} a step, but there are only {len(self.train_prompts)}; "

@@ -136,6 +136,19 @@ def test_the_mark_that_windows_puts_first_is_no_row(tmp_path: Path, data: str) -
         read_prompts(tmp_path / "none.jsonl")
 
 
+def test_a_row_that_is_too_long_is_told_before_any_step(tmp_path: Path) -> None:
+    texts = ["Say 0.", "Say 1.", "Say it again. " * 400, "Say 3."]
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in texts]
+    data = tmp_path / "long.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    given = {"model": instruct_folder(), "task": "own", "data": str(data), "prompts": 2}
+    config = RunConfig.from_dict(SMALL | given | {"reward": "test_own:plain"})
+    says = r"long\.jsonl: row 3 of 4 has \d+ tokens and needs room for 6 more"
+    with pytest.raises(UserError, match=says):
+        Trainer(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_absurd_numbers_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="workers: -3 must be at least 0"):
         run_all([(RunConfig(model=model_folder()), tmp_path / "run")], -3, False)

@@ -104,6 +104,15 @@ def test_the_command_line_says_what_does_not_go(options, says, tmp_path, capsys)
     assert says in capsys.readouterr().err
 
 
+def test_a_refiner_that_nothing_asks_is_told(tmp_path: Path, capsys) -> None:
+    command = ["train", "--model", model_folder(), "--steps", "1", "--prompts", "2", "--group", "2",
+               "--max-new-tokens", "4", "--eval-prompts", "2", "--refine-share", "0.5"]  # fmt: skip
+    for constraint, told in (("kl", True), ("dynamic", False)):
+        out = str(tmp_path / constraint)
+        assert main([*command, "--coef", "1", "--constraint", constraint, "--out", out]) == 0
+        assert ("refine_share changes nothing" in capsys.readouterr().err) == told
+
+
 def endless(prompts: list, responses: list[str]) -> list[str]:
     return [text + " tea" * 500 for text in responses]
 

@@ -61,16 +61,17 @@ class OwnTask(Task):
             assert self.base is not None
             return self.base.prompts(split)
         held_out = split == "heldout"
-        return [p for i, p in enumerate(self._rows) if (i % HELD_OUT_EVERY == 0) == held_out]
+        return [p for i, p in enumerate(self.rows) if (i % HELD_OUT_EVERY == 0) == held_out]
 
     @cached_property
-    def _rows(self) -> list[Prompt]:
+    def rows(self) -> list[Prompt]:
+        """All rows of the file, in order."""
         return read_prompts(Path(self.data))
 
     def _check_rows(self) -> None:
-        if len(self._rows) < 2:
+        if len(self.rows) < 2:
             raise UserError(f"{self.data}: one row is too few; one is held out")
-        for number, prompt in enumerate(self._rows if self.base is not None else [], 1):
+        for number, prompt in enumerate(self.rows if self.base is not None else [], 1):
             assert self.base is not None
             place = f"{self.data}: row {number}"
             missing = [name for name in self.base.columns if name not in prompt.columns]
