@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from PIL import Image
+from PIL import Image  # a part of matplotlib's own installation
 
 from rftkit.files import replace_file
 from rftkit.runs import RunFolder
