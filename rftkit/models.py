@@ -183,15 +183,21 @@ def native(tokenizer: Any) -> bool:
     return "<|refined|>" in tokenizer.get_vocab()
 
 
-def pick_device(device: str, model: str = "") -> torch.device:
-    """Resolve "auto"; fall back to the CPU, with one line, where the device is missing.
+def stays_on_cpu(device: str, model: str) -> bool:
+    """Whether no other device is wanted, whatever there is.
 
     An embedded model is so small that a GPU spends its time on starting kernels: "auto" takes the
     CPU for it (data/runs/gpu-or-cpu.json).
     """
-    if device == "auto":
+    return device == "cpu" or (device == "auto" and embedded(model))
+
+
+def pick_device(device: str, model: str = "") -> torch.device:
+    """Resolve "auto"; fall back to the CPU, with one line, where the device is missing."""
+    if stays_on_cpu(device, model):
+        device = "cpu"
+    elif device == "auto":
         device = next((d for d in ("cuda", "mps") if _present(d)), "cpu")
-        device = "cpu" if embedded(model) else device
     elif not _present(device):
         log.warning("device %r is not available here: using the CPU", device)
         device = "cpu"

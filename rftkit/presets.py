@@ -10,7 +10,7 @@ import torch
 from rftkit.config import PRESETS, RunConfig
 from rftkit.errors import UserError
 from rftkit.estimate import estimate
-from rftkit.paths import embedded
+from rftkit.models import stays_on_cpu
 
 DEFAULT_GB = 8.0  # a common consumer GPU, where none is at hand
 
@@ -28,9 +28,8 @@ def best_settings(given: dict[str, Any]) -> dict[str, Any]:
     On a machine without a GPU, and for the embedded model, they are those of cpu_tiny.
     Raises UserError where none fits.
     """
-    memory, device = gpu_gb(), given.get("device", "auto")
-    small = device == "auto" and embedded(given.get("model", "tiny"))
-    if memory is None or device == "cpu" or small:
+    memory = gpu_gb()
+    if memory is None or stays_on_cpu(given.get("device", "auto"), given.get("model", "tiny")):
         return PRESETS["cpu_tiny"]
     config = replace(RunConfig.from_dict(given), device="cuda")
     found = estimate(config, memory, given=given)
