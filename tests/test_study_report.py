@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 from study_records import made_up
 
@@ -12,6 +13,7 @@ from rftkit.report import fill
 from rftkit.study.analysis import differences, results, verdict
 from rftkit.study.command import RECORDS
 from rftkit.study.exploits import BONUS, upsell
+from rftkit.study.figures import limits
 from rftkit.study.frontier import frontier
 from rftkit.study.methods import DOSES, METHODS, VARIATIONS
 from rftkit.study.plan import PROTOCOL
@@ -146,6 +148,7 @@ def test_the_report_works_on_whatever_is_there(part: str, tmp_path: Path) -> Non
     assert ("### Where it fails" in report) == (part == "all")
     assert (tmp_path / "frontiers-dialogue.png").exists() == (part != "nothing")
     assert (tmp_path / "why-dialogue.png").exists() == (part in ("core", "all"))
+    assert (tmp_path / "limits.png").exists() == ("limits.png" in report) == (part == "all")
 
 
 def test_the_report_shows_what_the_refiner_changed(tmp_path: Path) -> None:
@@ -172,6 +175,37 @@ def test_the_report_shows_what_the_refiner_changed(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in shown
     assert "<script>" not in shown
     assert 'line-through"> c</del>' in shown
+
+
+def test_the_report_shows_what_runs_that_should_fail_came_to() -> None:
+    records = made_up(ONE)
+    told = [(0, "early", 0.0), (140, "good", 1.5), (150, "<b>bad</b>", 0.1), (200, "end", 1.4)]
+    key = "dialogue/fluent-exploit-{}/limits/seed10"
+    for of in ("dynamic", "none"):
+        records[key.format(of)]["samples"] = [
+            {"step": step, "prompt": f"{of}?", "response": r, "refined": r, "gold_reward": gold}
+            for step, r, gold in told
+        ]
+    shown = text(ONE, records).partition("What these runs had come to")[2]
+    assert "fluent exploit, step 150" in shown
+    assert "dynamic?</span>" in shown
+    assert "&lt;b&gt;bad&lt;/b&gt;" in shown
+    assert not any(word in shown for word in ("early", "good", "end<", "none?"))
+
+
+def test_the_figure_of_limits_has_each_setting_beside_the_tuned_methods() -> None:
+    two = replace(PROTOCOL, steps={"dialogue": 160, "code": 120})
+    figure = limits(two, made_up(two))
+    above = [axis for axis in figure.axes if axis.get_title(loc="left")]
+    ticks = {
+        a.get_title(loc="left"): [t.get_text().replace("\n", " ") for t in a.get_xticklabels()]
+        for a in above
+    }
+    assert ticks["dialogue"] == ["as tuned", "fluent exploit", "biased refiner", "twice as long"]
+    assert ticks["code"] == ["as tuned", "no flaw", "biased refiner", "twice as long"]
+    # as tuned, no flaw: all three constraints; a biased refiner: one; twice as long: two
+    assert len(above[1].containers) == 3 + 3 + 1 + 2
+    plt.close(figure)
 
 
 def test_the_readmes_block_is_made_from_the_records() -> None:

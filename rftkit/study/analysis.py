@@ -119,6 +119,22 @@ def telling(task: str, records: Records, count: int = 10) -> list[Record]:
     return sorted([*first, *rest][:count], key=lambda sample: sample["step"])
 
 
+def endings(protocol: Protocol, task: str, records: Records) -> list[tuple[str, Record]]:
+    """What each run of "limits" under the dynamic constraint had come to, with its setting.
+
+    Of the samples of its last third the one with the lowest gold reward, the latest of equals.
+    """
+    found = []
+    for v in protocol.variations:
+        if v.part == "limits" and task in v.tasks and v.of == "dynamic":
+            for row in varied(task, v, records).values():
+                late = [s for s in row["samples"] if 3 * s["step"] >= 2 * row["config"]["steps"]]
+                if late:
+                    worst = min(late, key=lambda s: (s["gold_reward"], -s["step"]))
+                    found.append((v.group, worst))
+    return found
+
+
 def verdict(protocol: Protocol, task: str, records: Records) -> str:
     """Whether the goal is reached: every paired difference above zero, few degenerate responses.
 

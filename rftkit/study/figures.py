@@ -20,8 +20,11 @@ from rftkit.plots import COLOURS, LABELS, STYLES
 from rftkit.study.analysis import DEGENERATE, DEGENERATE_BAR, GOLD, results, varied
 from rftkit.study.methods import DOSES, Method
 from rftkit.study.plan import Protocol, Record, Records
+from rftkit.tasks import load_task
 
 MARKERS = "o^sDvP"
+OFFSETS = {"none": "s", "kl": "^", "dynamic": "o"}  # from left to right, with their markers
+TUNED = "as tuned"
 Read = Callable[[Record], float]
 
 
@@ -139,6 +142,72 @@ def _doses(
     axis.margins(x=0.08)
     told = f"hollow: over {DEGENERATE_BAR:.0%} degenerate"
     axis.set_title(told, fontsize=9, loc="left", color="#555555")
+
+
+def limits(protocol: Protocol, records: Records) -> Figure:
+    """Settings where the dynamic constraint should fail, task by task, beside the tuned methods.
+
+    Above gold reward, below the degenerate share, with 95% intervals; a grey bar is the gold
+    maximum of the setting's own task.
+    """
+    tasks = [t for t in protocol.tasks if _settings(protocol, t, records)]
+    count = max(1, len(tasks))
+    figure, axes = plt.subplots(
+        2, count, figsize=(1.5 + 4.2 * count, 6.2), layout="constrained", squeeze=False
+    )
+    handles: dict[str, Any] = {}
+    for column, task in zip(axes.T, tasks, strict=False):
+        settings = {TUNED: _tuned(protocol, task, records)} | _settings(protocol, task, records)
+        for place, methods in enumerate(settings.values()):
+            for name, rows in methods.items():
+                shift = 0.2 * (list(OFFSETS).index(name) - 1)
+                for axis, read in zip(column, (_gold, _degenerate), strict=True):
+                    handles[LABELS[name]] = _dot(axis, place + shift, list(map(read, rows)), name)
+            used = next(iter(methods.values()))[0]["config"]["task"]
+            column[0].hlines(load_task(used).gold_max, place - 0.4, place + 0.4, color="#999999")
+        for axis in column:
+            axis.set_xticks(range(len(settings)), [s.replace(" ", "\n") for s in settings])
+            axis.set_xlim(-0.5, len(settings) - 0.5)
+            axis.axvline(0.5, color="#bbbbbb", linewidth=1, linestyle=":")
+            _plain(axis)
+        column[0].set_ylim(bottom=-0.04 * column[0].dataLim.y1)
+        column[0].set_title(task, fontsize=11, loc="left")
+        column[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        column[1].set_ylim(-0.04, 1.04)
+    axes[0][0].set_ylabel("gold reward at the end")
+    axes[1][0].set_ylabel("degenerate share of responses")
+    if handles:
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3,
+                      frameon=False, fontsize=9.5)  # fmt: skip
+    figure.suptitle("where it should fail: the tuned methods in settings made for it", fontsize=13)
+    return figure
+
+
+def _tuned(protocol: Protocol, task: str, records: Records) -> dict[str, list[Record]]:
+    """The tuned methods' result runs by constraint."""
+    names = {"none": "none", "kl": protocol.best_kl(task, records, False), "dynamic": "dynamic"}
+    found = {c: results(task, name, records) for c, name in names.items() if name}
+    return {constraint: list(rows.values()) for constraint, rows in found.items() if rows}
+
+
+def _settings(protocol: Protocol, task: str, records: Records) -> dict[str, Any]:
+    """Runs of each setting of "limits" that has any, by constraint."""
+    found: dict[str, dict[str, list[Record]]] = {}
+    for v in protocol.variations:
+        rows = varied(task, v, records) if v.part == "limits" and task in v.tasks else {}
+        for row in rows.values():
+            methods = found.setdefault(v.group, {})
+            methods.setdefault(row["config"]["constraint"], []).append(row)
+    return found
+
+
+def _dot(axis: Axes, x: float, values: list[float], name: str) -> Any:
+    """A mean with its interval, in the colour of a constraint."""
+    middle, (low, high) = mean(values), bootstrap_ci(values)
+    return axis.errorbar(
+        x, middle, [[middle - low], [high - middle]], fmt=OFFSETS[name], color=COLOURS[name],
+        capsize=3, markersize=7,
+    )  # fmt: skip
 
 
 def _look(protocol: Protocol, method: Method) -> dict[str, str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from rftkit.diff import to_html
 from rftkit.files import write_text
 from rftkit.plots import save
-from rftkit.study.analysis import SHORT, results, telling, verdict
-from rftkit.study.figures import frontiers, why
+from rftkit.study.analysis import SHORT, endings, results, telling, verdict
+from rftkit.study.figures import frontiers, limits, why
 from rftkit.study.plan import PROTOCOL, Protocol, Record, Records
 from rftkit.study.records import RecordFiles, sha256
 from rftkit.study.tables import (
@@ -37,6 +37,13 @@ gold reward among those that cost no more than the dynamic constraint does at it
 best step afterwards is an advantage that it does not get. The last column is the highest single
 evaluation of any rival's run, any setting of the tuning included: a maximum over hundreds, which
 chance flatters, and which no other seed needs to repeat."""
+ENDINGS = """\
+What these runs had come to: of each seed under the dynamic constraint, among the responses
+recorded in its last third, the one with the lowest gold reward, below its prompt. Struck out what
+its refiner deleted, underlined what it wrote."""
+LIMITS = """\
+Settings made against the dynamic constraint, beside the tuned methods. A grey bar is the gold
+maximum of the task that the setting trains on."""
 README_COLUMNS = tuple(c for c in SHORT if not c.name.startswith(("task", "sampled")))
 
 
@@ -54,6 +61,10 @@ def write(protocol: Protocol, records: Records, folder: Path) -> str:
                 path = folder / f"{name}-{task}.png"
                 save(path, draw(protocol, task, records, gold_max))
                 written.append(path)
+    if _any_limits(records):
+        path = folder / "limits.png"
+        save(path, limits(protocol, records))
+        written.append(path)
     write_text(folder / "REPORT.md", text(protocol, records))
     verdicts = [verdict(protocol, task, records) for task in protocol.tasks]
     return "\n".join([*verdicts, "", *(f"written: {path}" for path in written)])
@@ -84,7 +95,24 @@ def text(protocol: Protocol, records: Records) -> str:
         for part, title in (("why", "Why"), ("limits", "Where it fails")):
             if table := variation_table(protocol, task, part, records):
                 lines += ["", f"### {title}", "", table.rstrip("\n")]
+        if ended := endings(protocol, task, records):
+            lines += ["", ENDINGS, "", *map(_ending, ended)]
+    if _any_limits(records):
+        lines += ["", "## Where it should fail", "", LIMITS, ""]
+        lines.append("![Gold reward and degenerate share where it should fail](limits.png)")
     return "\n".join(lines) + "\n"
+
+
+def _any_limits(records: Records) -> bool:
+    return any("/limits/" in key for key in records)
+
+
+def _ending(found: tuple[str, Record]) -> str:
+    """A setting's sample: the prompt, and the response with the refiner's edits in it."""
+    setting, sample = found
+    edits = to_html(word_diff(sample["response"], sample["refined"]))
+    prompt = to_html([("equal", sample["prompt"])])
+    return f"<pre>{setting}, step {sample['step']}\n{prompt}\n{edits}</pre>"
 
 
 def _diff(sample: Record) -> str:
