@@ -23,9 +23,11 @@ from rftkit.options import (
     given_settings,
     names,
     numbers,
+    resumed_config,
     words,
 )
 from rftkit.options import config_of as _config
+from rftkit.runs import RunFolder
 from rftkit.visible import one_line
 
 Arguments = argparse.Namespace
@@ -86,7 +88,11 @@ def _parser() -> _Parser:
         "rftkit train --task dialogue --constraint kl --coef 0.3 --out out/kl",
     )  # fmt: skip
     train.add_argument("--out", type=Path, required=True, help="the run folder")
-    train.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, by its own settings; --steps may be more",
+    )
     add_settings(train)
 
     sweep = _command(
@@ -214,7 +220,10 @@ def _train(arguments: Arguments) -> None:
     from rftkit.trainer import Trainer
 
     keep_freed_memory()
-    trainer = Trainer(_config(arguments), arguments.out, resume=arguments.resume)
+    run, config = RunFolder(arguments.out), _config(arguments)
+    if arguments.resume and run.begun:
+        config = resumed_config(arguments, run)
+    trainer = Trainer(config, arguments.out, resume=arguments.resume)
     idle = [name for name in given_settings(arguments) if name.startswith("refine")]
     if idle and not hasattr(trainer.constraint, "refiner"):
         told = f"constraint {trainer.config.constraint} does not train on refinements"

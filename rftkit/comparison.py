@@ -51,7 +51,7 @@ def compare(
     config: settings of all runs; keyword `settings` (steps=…, model=…, any field of RunConfig)
     change it. workers: runs at a time; 0 = one a core on a CPU, one on a GPU.
     Writes summary.json, curves.png and one run folder a constraint and seed. Finished runs in
-    `out` are kept, unfinished ones resumed.
+    `out` are kept, unfinished ones resumed; with more `steps` all of them go on.
     """
     from rftkit.plots import curves, save
     from rftkit.tasks import task_of

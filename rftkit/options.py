@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rftkit.config import CHOICES, CONSTRAINTS, PRESETS, RunConfig, field_docs
+from rftkit.runs import RunFolder
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -25,6 +26,11 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
 
         return RunConfig.from_dict(best_settings(given) | given)
     return RunConfig.from_dict(PRESETS[preset] | given)
+
+
+def resumed_config(arguments: argparse.Namespace, run: RunFolder) -> RunConfig:
+    """The settings of the run in a folder, and those that the arguments name."""
+    return RunConfig.from_dict(run.config().to_dict() | given_settings(arguments))
 
 
 def add_settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:

@@ -31,10 +31,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: RunConfig, resume: bool = False) -> RunFolder:
-        """Make the folder, or take up the run in it.
+        """Make the folder, or take up the run in it, also for more steps than it was begun with.
 
-        Raises UserError where a run has begun there and `resume` is False, or its settings differ
-        from `config`.
+        Raises UserError where a run has begun there and `resume` is False, or its other settings
+        differ from `config`.
         """
         run = cls(path)
         with writing(path):
@@ -49,12 +49,17 @@ class RunFolder:
         elif not resume:
             raise UserError(f"{path}: holds a run already; add --resume or choose another --out")
         else:
-            run._same(config)
+            run._take_up(config)
         return run
 
     def _write(self, config: RunConfig) -> None:
         record = {"format": FORMAT, **config.to_dict()}
         write_text(self.path / "config.json", json.dumps(record, indent=1) + "\n")
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run is here that can be taken up."""
+        return (self.path / "config.json").exists() and not self._left_over()
 
     def _left_over(self) -> bool:
         """Whether this is a run without any step: what a first try leaves that failed."""
@@ -114,10 +119,13 @@ class RunFolder:
             if path.exists():
                 write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
-    def _same(self, config: RunConfig) -> None:
+    def _take_up(self, config: RunConfig) -> None:
         mine, theirs = config.to_dict(), self.config().to_dict()
         changed = [key for key, value in mine.items() if theirs[key] != value]
-        if changed:
+        if changed == ["steps"] and config.steps > theirs["steps"]:
+            with self.alone():
+                self._write(config)
+        elif changed:
             raise UserError(
                 f"{self.path}: holds a run with another {', '.join(changed)}; "
                 "choose another --out or the same settings"

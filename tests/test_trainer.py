@@ -1,12 +1,14 @@
 """Training on the embedded model: records, repeatability, resumption, and learning at all."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from small import model_folder
 
 from rftkit import RunConfig, Trainer, UserError
+from rftkit.cli import main
 from rftkit.runs import RunFolder
 from rftkit.trainer import KEYS
 
@@ -73,6 +75,33 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, s
             break
     resumed = timeless(run(tmp_path / "cut", resume=True, coef=1.0, **settings))
     assert resumed == whole
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    """It ends as one that was as long from the start, and what else differs is still refused."""
+    whole = timeless(run(tmp_path / "whole", coef=1.0, constraint="dynamic"))
+    run(tmp_path / "longer", steps=3, coef=1.0, constraint="dynamic")
+    with pytest.raises(UserError, match="another steps, lr"):
+        run(tmp_path / "longer", resume=True, coef=1.0, constraint="dynamic", lr=0.5)
+    longer = timeless(run(tmp_path / "longer", resume=True, coef=1.0, constraint="dynamic"))
+    assert longer == whole
+    assert RunFolder(tmp_path / "longer").config().steps == 5
+    with pytest.raises(UserError, match="another steps"):
+        run(tmp_path / "longer", steps=3, resume=True, coef=1.0, constraint="dynamic")
+
+
+def test_the_command_resumes_by_the_runs_own_settings(tmp_path: Path, capsys) -> None:
+    out = str(tmp_path / "run")
+    settings = SMALL | {"steps": 2, "constraint": "kl", "coef": 0.2}
+    given = [x for k, v in settings.items() for x in (f"--{k.replace('_', '-')}", str(v))]
+    assert main(["train", *given, "--out", out]) == 0
+    before = RunFolder(Path(out)).config()
+    assert main(["train", "--out", out, "--resume", "--steps", "3", "--coef", "0.2"]) == 0
+    assert "goes on at step 2 of 3" in capsys.readouterr().err
+    assert RunFolder(Path(out)).config() == replace(before, steps=3)
+    assert [row["step"] for row in RunFolder(Path(out)).metrics()] == [0, 1, 2, 3]
+    assert main(["train", "--out", out, "--resume", "--coef", "0.3"]) == 2
+    assert "holds a run with another coef" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sampler", ["dense", "direct"])
