@@ -32,6 +32,9 @@ class RunConfig:
     reward: Annotated[
         str, "your own reward as module:function, called like TRL's reward functions"
     ] = ""
+    gold: Annotated[
+        str, "your own gold reward, called likewise: it judges held-out prompts, trains nothing"
+    ] = ""
     constraint: Annotated[str, "what holds the policy near good text"] = "dynamic"
     coef: Annotated[float | None, "weight of the constraint: β or λ; unset = the tuned one"] = None
     model: Annotated[str, "'tiny', a folder, or a Hugging Face name of a causal LM"] = "tiny"

@@ -18,6 +18,7 @@ from rftkit.tasks.base import read_prompts
 from rftkit.tiny.pretrain import PretrainConfig
 
 calls = {"late": 0}
+judged: list[set[str]] = []  # prompts of each call of `brief`
 SMALL = {"model": "tiny", "task": "dialogue", "prompts": 2, "group": 2, "max_new_tokens": 6,
          "eval_prompts": 2, "constraint": "none", "eval_every": 100}  # fmt: skip
 
@@ -40,6 +41,12 @@ def leaves(prompts, completions, **columns) -> list[float]:
 
 def huge(prompts, completions, **columns) -> list[float]:
     return [1e308] * len(completions)
+
+
+def brief(prompts, completions, **columns) -> list[float]:
+    """Gold: short is best; keeps what it was asked about."""
+    judged.append({p[-1]["content"] for p in prompts})
+    return [1.0 / (1 + len(c[0]["content"])) for c in completions]
 
 
 @pytest.fixture
@@ -106,6 +113,30 @@ def test_a_reward_that_ends_the_process_or_overflows_is_told(reward: str, says: 
     config = RunConfig.from_dict(SMALL | {"steps": 1, "reward": f"test_own:{reward}"})
     with pytest.raises(UserError, match=says):
         Trainer(config).train(progress=False)
+
+
+@pytest.mark.parametrize("task", ["own", "dialogue"])
+def test_a_gold_reward_of_ones_own_judges_and_trains_nothing(
+    tmp_path: Path, data: str, task: str
+) -> None:
+    own = {"task": "own", "data": data, "model": instruct_folder()} if task == "own" else {}
+    settings = SMALL | own | {"steps": 3, "reward": "test_own:plain", "seed": 5}
+    runs = {}
+    for gold in ("", "test_own:brief"):
+        judged.clear()
+        config = RunConfig.from_dict(settings | {"gold": gold})
+        trainer = Trainer(config, tmp_path / (gold.partition(":")[2] or "none"))
+        runs[gold] = trainer.train(progress=False)
+    assert len(judged) == 2, "at the evaluations before the first and after the last step alone"
+    assert judged[1] == {p.text for p in trainer.task.prompts("heldout")}
+    assert trainer.task.gold_max == 1.0
+    for plainly, with_gold in zip(*runs.values(), strict=True):
+        assert with_gold["task_reward"] == plainly["task_reward"]
+        assert with_gold["grad_norm"] == plainly["grad_norm"]
+    last = runs["test_own:brief"][-1]
+    assert 0 < last["gold_reward"] < 1 < last["task_reward"]
+    with pytest.raises(UserError, match="gold: test_own:leaves failed with SystemExit: 3"):
+        Trainer(RunConfig.from_dict(settings | {"gold": "test_own:leaves"})).train(progress=False)
 
 
 def test_a_first_try_that_failed_does_not_claim_the_folder(tmp_path: Path) -> None:

@@ -30,16 +30,16 @@ def load_task(name: str) -> Task:
 
 
 def task_of(config: RunConfig) -> Task:
-    """The task of a run, with the user's own data and reward where it has them.
+    """The task of a run, with the user's own data and rewards where it has them.
 
     Raises UserError where they do not go together.
     """
-    if not config.data and not config.reward:
+    if not (config.data or config.reward or config.gold):
         return load_task(config.task)
     from rftkit.tasks.own import OwnTask
 
     base = None if config.task == "own" else load_task(config.task)
-    task = OwnTask(config.data, config.reward, base)
+    task = OwnTask(config.data, config.reward, base, config.gold)
     rows = len(task.prompts("train"))
     if rows < config.prompts:
         raise UserError(

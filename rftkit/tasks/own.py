@@ -6,6 +6,8 @@ function of TRL, so that one function serves both:
     def reward(prompts, completions, **columns) -> list[float]
 
 prompts: lists of messages; completions: lists of one assistant message; columns: lists by name.
+A gold reward of the user's own is called likewise, on held-out prompts alone: it judges what the
+training on the reward came to.
 """
 
 from __future__ import annotations
@@ -31,28 +33,34 @@ Reward = Callable[..., Any]
 
 
 class OwnTask(Task):
-    """`base` with another file of prompts, another task reward, or both.
+    """`base` with another file of prompts, another task reward, another gold reward, or all three.
 
-    Without a base the gold reward is the task reward on held-out prompts (scale it so that 1 is
-    best), and degenerate is what is empty, runs out of tokens, or mostly repeats itself.
+    An own gold reward should be 1 where it is best. Without one and without a base it is the task
+    reward on held-out prompts. Without a base degenerate is what is empty, runs out of tokens, or
+    mostly repeats itself.
     """
 
     name = "own"
     gold_max = 1.0
     max_new_tokens = 128
 
-    def __init__(self, data: str, reward: str, base: Task | None):
-        """Raises UserError where data or reward are broken or missing."""
+    def __init__(self, data: str, reward: str, base: Task | None, gold: str = ""):
+        """Raises UserError where data, reward or gold are broken or missing."""
         if base is None and not (data and reward):
             missing = "reward" if data else "data"
             raise UserError(f"{missing}: task 'own' needs --data FILE and --reward MODULE:FUNCTION")
-        self.data, self.reward, self.base = data, reward, base
-        self._reward: Reward | None = (
-            load_function("reward", reward, "my_rewards:short") if reward else None
-        )
+        self.data, self.base = data, base
+        self._names = {"reward": reward, "gold": gold}
+        self._functions: dict[str, Reward] = {
+            field: load_function(field, name, "my_rewards:short")
+            for field, name in self._names.items()
+            if name
+        }
         if base is not None:
             self.name, self.gold_max = base.name, base.gold_max
             self.max_new_tokens, self.instruction = base.max_new_tokens, base.instruction
+        if gold:
+            self.gold_max = 1.0
         if data:
             self._check_rows()
 
@@ -92,7 +100,7 @@ class OwnTask(Task):
         finished: Sequence[bool],
         gold: bool = True,
     ) -> list[Score]:
-        """As `Task.score`. Raises UserError where the reward function fails.
+        """As `Task.score`. Raises UserError where a reward function fails.
 
         A reward that is not finite is such a failure where it is to be judged by (`gold`). In
         training it passes, and costs its step alone; see `rftkit.health`.
@@ -105,12 +113,16 @@ class OwnTask(Task):
                 for prompt, response, end in zip(prompts, responses, finished, strict=True)
             ]
             scores = [Score(0.0, math.nan, not ok) for ok in sound]
-        if self._reward is None:
-            return scores
-        rewards = self._call(self._reward, prompts, responses, gold)
+        rewards = [s.task_reward for s in scores]
+        if "reward" in self._functions:
+            rewards = self._call("reward", prompts, responses, gold)
+        golds = rewards if self.base is None else [s.gold_reward for s in scores]
+        if "gold" in self._functions:
+            unseen = [math.nan] * len(scores)
+            golds = self._call("gold", prompts, responses, gold) if gold else unseen
         return [
-            replace(s, task_reward=r, gold_reward=s.gold_reward if self.base is not None else r)
-            for s, r in zip(scores, rewards, strict=True)
+            replace(s, task_reward=r, gold_reward=g)
+            for s, r, g in zip(scores, rewards, golds, strict=True)
         ]
 
     def well_formed(self, prompt: Prompt, response: str) -> bool:
@@ -124,14 +136,14 @@ class OwnTask(Task):
         return {} if self.base is None else self.base.extra_metrics(prompts, responses, scores)
 
     def _call(
-        self, reward: Reward, prompts: Sequence[Prompt], responses: Sequence[str], gold: bool
+        self, field: str, prompts: Sequence[Prompt], responses: Sequence[str], gold: bool
     ) -> list[float]:
         names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
         columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
         completions = [[{"role": "assistant", "content": text}] for text in responses]
-        place = f"reward: {self.reward}"
+        place = f"{field}: {self._names[field]}"
         try:
-            values = reward(
+            values = self._functions[field](
                 prompts=[list(p.messages) for p in prompts], completions=completions, **columns
             )
         except (Exception, SystemExit) as error:
