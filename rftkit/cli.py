@@ -33,6 +33,9 @@ from rftkit.visible import one_line
 Arguments = argparse.Namespace
 
 
+REFINER_SETTINGS = ("refiner", "refiner_model", "refiner_noise", "refiner_cuts", "edit_limit")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
@@ -114,8 +117,8 @@ def _parser() -> _Parser:
     refine.add_argument("--task", default="dialogue", help="sets the longest response")
     refine.add_argument("--prompt", required=True, help="what the user asked")
     refine.add_argument("--response", required=True, help="what to refine")
-    for name in ("model", "precision", "device"):
-        add_setting(refine, name, getattr(RunConfig, name))
+    for name in ("model", "precision", "device", *REFINER_SETTINGS):
+        add_setting(refine, name)
     _json(refine)
 
     doctor = _command(
@@ -250,13 +253,14 @@ def _sweep(arguments: Arguments) -> None:
 
 def _refine(arguments: Arguments) -> None:
     from rftkit.diff import to_ansi
+    from rftkit.faults import make_refiner
     from rftkit.models import load_policy
-    from rftkit.refiner import OnlineRefiner
     from rftkit.tasks import load_task
 
-    task = load_task(arguments.task)
-    policy = load_policy(arguments.model, arguments.precision, arguments.device)
-    refiner = OnlineRefiner(policy, task.max_new_tokens)
+    config = _config(arguments)
+    config.max_new_tokens = load_task(config.task).max_new_tokens
+    policy = load_policy(config.model, config.precision, config.device)
+    refiner = make_refiner(policy, config, "dynamic")
     result = refiner.refine([arguments.prompt], [arguments.response])[0]
     if arguments.json:
         print(json.dumps(result.to_dict()))

@@ -1,5 +1,7 @@
 """`rftkit chat`: what policy, reference and refiner say to a prompt, in columns of a terminal.
 
+The refiner is the run's own, where it trained with another one than the reference.
+
 Text from a model is hostile until shown otherwise: control characters become visible signs.
 """
 
@@ -8,14 +10,16 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
+from rftkit.constraints import make_constraint
 from rftkit.diff import to_ansi, visible
 from rftkit.errors import UserError
 from rftkit.files import find_folder
 from rftkit.models import load_policy
-from rftkit.refiner import OnlineRefiner, Refinement
+from rftkit.refiner import Refinement
 from rftkit.rollout import generate
 from rftkit.runs import RunFolder
 from rftkit.tasks import task_of
@@ -29,17 +33,16 @@ class Chat:
     def __init__(self, run: Path):
         """Raises UserError where `run` holds no run or no checkpoint yet."""
         folder = RunFolder(run)
-        self.config = folder.config()
+        config = folder.config()
         adapter = find_folder(folder.checkpoint)
         if adapter is None:
             raise UserError(f"{run}: has no checkpoint yet; let it train on")
-        task = task_of(self.config)
-        self.limit = self.config.max_new_tokens or task.max_new_tokens
-        self.policy = load_policy(
-            self.config.model, self.config.precision, self.config.device, adapter=adapter
-        )
+        task = task_of(config)
+        self.limit = config.max_new_tokens or task.max_new_tokens
+        self.policy = load_policy(config.model, config.precision, config.device, adapter=adapter)
         self.told = "" if self.policy.refines_natively else task.instruction
-        self.refiner = OnlineRefiner(self.policy, self.limit, self.config.edit_limit)
+        settings = replace(config, max_new_tokens=self.limit)
+        self.refiner = make_constraint(self.policy, settings).sample_refiner()
 
     def answer(self, prompt: str) -> tuple[str, Refinement]:
         """The reference's response, and the policy's with its refinement."""

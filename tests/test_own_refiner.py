@@ -1,5 +1,6 @@
 """A refiner that is a function of the user's own: what it returns is what training learns from."""
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rftkit.cli import main
 from rftkit.models import Policy
 from rftkit.own_refiner import OwnRefiner
 from rftkit.runs import RunFolder
+from rftkit.side_by_side import Chat
 
 ORDER = [{"role": "user", "content": "For Ana: small tea, milk, to go."}]
 FLOODED = "Hello, Ana! One small tea. Thanks! Thanks! Thanks!"
@@ -123,3 +125,24 @@ def test_what_is_too_long_is_refused(tmp_path: Path) -> None:
     assert metrics[0]["refused_cut_off"] == 1
     assert metrics[0]["edit_ratio"] == 0
     assert metrics[0]["refined_length"] <= SMALL["max_new_tokens"] + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "refined"),
+    [
+        ([], "Hello, Ana! One small tea. Thanks!"),
+        (["--refiner", "test_own_refiner:lowered"], FLOODED.lower()),
+        (["--refiner-cuts", " Thanks!"], "Hello, Ana! One small tea."),
+    ],
+)
+def test_the_command_refines_with_any_refiner(settings: list[str], refined: str, capsys) -> None:
+    text = ORDER[0]["content"], FLOODED
+    assert main(["refine", "--prompt", text[0], "--response", text[1], "--json", *settings]) == 0
+    assert json.loads(capsys.readouterr().out)["refined"] == refined
+
+
+def test_chat_shows_what_the_runs_own_refiner_says(tmp_path: Path) -> None:
+    config = RunConfig.from_dict(SMALL | {"refiner": "test_own_refiner:lowered", "steps": 1})
+    Trainer(config, tmp_path / "run").train(progress=False)
+    _, refinement = Chat(tmp_path / "run").answer(ORDER[0]["content"])
+    assert refinement.refined == refinement.response.lower() != refinement.response
