@@ -35,8 +35,7 @@ COEF, LONGEST = 0.7, 8
 KINDS = {"dapo": "token", "bnpo": "token", "grpo": "sequence", "dr_grpo": "constant"}
 
 
-@pytest.fixture(scope="module")
-def trainer(tmp_path_factory) -> Any:
+def make_trainer(output: Path, **settings: Any) -> Any:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -48,7 +47,7 @@ def trainer(tmp_path_factory) -> Any:
         model=AutoModelForCausalLM.from_pretrained(folder),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=DynamicConstraintConfig(
-            output_dir=str(tmp_path_factory.mktemp("trl")),
+            output_dir=str(output),
             coef=COEF,
             beta=0.2,
             use_bias_correction_kl=False,  # else TRL weights k3 by the ratio, which we do not
@@ -59,6 +58,7 @@ def trainer(tmp_path_factory) -> Any:
             bf16=False,
             gradient_checkpointing=False,
             report_to="none",
+            **settings,
         ),
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "a"}]}]),
         processing_class=AutoTokenizer.from_pretrained(folder),
@@ -68,6 +68,15 @@ def trainer(tmp_path_factory) -> Any:
     made.model.train()
     nudge(policy_of(made))
     return made
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory) -> Any:
+    return make_trainer(tmp_path_factory.mktemp("trl"))
+
+
+def shouted(prompts: list, responses: list[str]) -> list[str]:
+    return [text.upper() for text in responses]
 
 
 def policy_of(trainer: Any) -> Policy:
@@ -178,6 +187,16 @@ def test_without_an_adapter_it_says_what_is_missing() -> None:
             train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "a"}]}]),
             processing_class=AutoTokenizer.from_pretrained(folder),
         )
+
+
+def test_a_refiner_of_ones_own_takes_no_forward_pass(tmp_path: Path, monkeypatch) -> None:
+    made = make_trainer(tmp_path, refiner="test_trl:shouted")
+    monkeypatch.setattr("rftkit.integrations.trl.unwrap_model_for_generation", None)
+    written = made._tokenizer("hello", add_special_tokens=False)["input_ids"]
+    (found,) = made._refine([[{"role": "user", "content": "a"}]], [written])
+    assert made._tokenizer.decode(found.refined_ids[:-1]) == found.refined == "HELLO"
+    with pytest.raises(UserError, match="refiner: module 'test_trl' has no function 'nothing'"):
+        make_trainer(tmp_path, refiner="test_trl:nothing")
 
 
 def test_two_processes_or_two_micro_batches_give_the_gradient_of_one(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from rftkit.errors import UserError
 from rftkit.instruct import RULES
 from rftkit.models import Policy
 from rftkit.objectives import sft_loss
+from rftkit.own_refiner import OwnRefiner
 from rftkit.refiner import OnlineRefiner, Refinement
 
 TRL_VERSIONS = ("1.16", "1.17")  # from, below: we override two of its private methods
@@ -37,6 +38,10 @@ class DynamicConstraintConfig(GRPOConfig):
     edit_limit: float = field(
         default=0.5,
         metadata={"help": "an instruct model's refinement with a larger edit ratio is refused"},
+    )
+    refiner: str = field(
+        default="",
+        metadata={"help": "a refiner of your own, MODULE:FUNCTION (rftkit/own_refiner.py)"},
     )
     refiner_rules: str = field(
         default=RULES, metadata={"help": "what an instruct model is told before it refines"}
@@ -71,6 +76,9 @@ class DynamicConstraintGRPOTrainer(GRPOTrainer):
         super().__init__(*args, **settings)
         if not isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
             raise UserError("peft_config: give a LoRA adapter; the base without it is the refiner")
+        policy = Policy(self.model, self._tokenizer, "", "as loaded")
+        own = self.args.refiner
+        self._own = OwnRefiner(policy, own, self.max_completion_length) if own else None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -112,6 +120,8 @@ class DynamicConstraintGRPOTrainer(GRPOTrainer):
         """Refine this process's rollouts; where weights are sharded they are gathered first."""
         if not all(isinstance(prompt, list) for prompt in prompts):
             raise UserError("prompt: must be a list of messages; the refiner asks in a chat")
+        if self._own is not None:  # a function, for which no weights need to be gathered
+            return self._own.refine_ids(prompts, responses)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
