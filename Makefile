@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
+# Test files side by side, each on one core; more than four at a time would take much memory.
+SPREAD := -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test gpu soak oldest audit lint types format lessons notebooks colab figures browser lab clean
@@ -15,8 +17,10 @@ demo: $(STAMP) ## the main job: one task under three constraints; minutes on a l
 	$(BIN)/rftkit compare --task dialogue --out out/demo
 	@echo "The figure is out/demo/curves.png, its numbers are out/demo/summary.json."
 
+test notebooks: export OMP_NUM_THREADS := 1
+
 test: lint types ## lint, type check, tests, and every lesson from top to bottom
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 	$(MAKE) notebooks
 
 gpu: $(STAMP) ## the tests that need a CUDA GPU; `make test` uses the CPU alone
@@ -46,7 +50,7 @@ lessons: $(STAMP) ## run every lesson and write its outputs and its cost back
 	$(BIN)/python -m rftkit.lessons notebooks/*.ipynb notebooks/solutions/*.ipynb
 
 notebooks: $(STAMP) ## run every lesson; cells that are the same everywhere are compared
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=240 notebooks
+	$(BIN)/python -m pytest $(SPREAD) --nbval-lax --nbval-cell-timeout=240 notebooks
 
 colab: $(STAMP) ## links to Colab in each lesson: make colab REPOSITORY=owner/name
 	@test -n "$(REPOSITORY)" || { echo "say where it is on GitHub: make colab REPOSITORY=owner/name" >&2; exit 2; }

@@ -245,7 +245,9 @@ def test_no_mistake_is_taken_for_another_or_for_right(name: str, exercise: Any) 
 
 
 @pytest.mark.parametrize("name", ON_PAPER)
-@pytest.mark.parametrize("answer", ["no idea", 12345.6, [], object()], ids=str)
+@pytest.mark.parametrize(
+    "answer", ["no idea", 12345.6, [], object()], ids=lambda a: type(a).__name__
+)
 def test_any_other_answer_gets_a_hint_too(name: str, answer: Any) -> None:
     verdict = check(name, answer)
     assert not verdict.right

@@ -100,8 +100,10 @@ def tested(python: Path, arguments: list[str]) -> dict[str, Any]:
     """Run pytest; how many tests passed, failed and were skipped, and in how many seconds."""
     report, begun = WORK / "report.xml", time.perf_counter()
     report.unlink(missing_ok=True)
-    command = [python, "-m", "pytest", "-q", f"--junitxml={report}", *arguments]
-    subprocess.run(list(map(str, command)), cwd=ROOT, check=False)
+    spread = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]  # as `make test`
+    command = [python, "-m", "pytest", "-q", *spread, f"--junitxml={report}", *arguments]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(list(map(str, command)), cwd=ROOT, env=alone, check=False)
     suite = next(ET.parse(report).iter("testsuite"))
     count = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
     failed = count["failures"] + count["errors"]
