@@ -208,7 +208,8 @@ def left_over(temp: Path, found: list[str]) -> Iterator[None]:
     found += ["a descriptor"] * (count_descriptors(me) - descriptors)
     found += [str(path) for path in temp.iterdir()]
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
+        # OSError: psutil 7.0 does not translate all that a process meets that ends meanwhile
+        with contextlib.suppress(psutil.Error, OSError):
             if str(temp) in f"{process.cwd()} {process.cmdline()}":
                 found.append(str(process))
 
