@@ -10,7 +10,7 @@ from study_records import made_up
 
 from rftkit.metrics import bootstrap_ci, mean
 from rftkit.report import fill
-from rftkit.study.analysis import differences, results, verdict
+from rftkit.study.analysis import differences, results, runs, verdict
 from rftkit.study.command import RECORDS
 from rftkit.study.exploits import BONUS, upsell
 from rftkit.study.figures import limits
@@ -19,7 +19,7 @@ from rftkit.study.methods import DOSES, METHODS, VARIATIONS
 from rftkit.study.plan import PROTOCOL
 from rftkit.study.records import RecordFiles, sha256
 from rftkit.study.report import text, write
-from rftkit.study.tables import frontier_table, overview_table, result_table
+from rftkit.study.tables import frontier_table, limits_table, overview_table, result_table
 from rftkit.tasks import load_task
 
 ONE = replace(PROTOCOL, steps={"dialogue": 200})
@@ -208,6 +208,22 @@ def test_the_figure_of_limits_has_each_setting_beside_the_tuned_methods() -> Non
     plt.close(figure)
 
 
+def test_the_readmes_table_of_limits_holds_means_and_intervals_of_the_records() -> None:
+    records = made_up(PROTOCOL, lambda job: job.task == "game" and job.part == "limits")
+    rows = [x.strip("| ").split(" | ") for x in limits_table(PROTOCOL, records).splitlines()]
+    cells = {row[0]: row[1:] for row in rows[2:]}
+    groups = ["no flaw", "fluent exploit", "biased refiner", "twice as long"]
+    assert list(cells) == ["as tuned", *groups]
+    assert [row[2] for row in list(cells.values())[1:]] == ["–"] * 4
+    assert cells["no flaw"][0] == cells["fluent exploit"][1] == "–"
+    rows = [r for k, r in records.items() if k.startswith("code/biased-refiner-dynamic/")]
+    golds = [r["final"]["gold_reward"] for r in rows]
+    low, high = bootstrap_ci(golds)
+    bad = mean([r["final"]["degenerate"] for r in rows])
+    told = f"{mean(golds):.2f} ({low:.2f} to {high:.2f}), {bad:.1%}"
+    assert (len(rows), cells["biased refiner"][1]) == (3, told)
+
+
 def test_the_readmes_block_is_made_from_the_records() -> None:
     block = "<!-- study: dialogue -->\nold\n<!-- end -->\n"
     filled = fill(block)
@@ -243,6 +259,41 @@ def test_the_doses_on_the_game_are_what_the_readme_says() -> None:
     assert mean(dosed("lambda-3")) == pytest.approx(mean(golds), abs=0.02)
     assert mean(dosed("training-2612")) == pytest.approx(mean(golds), abs=0.02)
     assert f"holds the policy back at {mean(dosed('damage-0.4')):.2f}." in readme
+
+
+def test_where_it_fails_is_what_the_readme_says() -> None:
+    records = RecordFiles(RECORDS, PROTOCOL.jobs(), sha256("tiny")).read()
+
+    def ended(task: str, name: str, key: str = "gold_reward") -> float:
+        found = runs(records, f"{task}/{name}/limits")
+        assert sorted(found) == [10, 11, 12]
+        return mean([row["final"][key] for row in found.values()])
+
+    readme = " ".join((RECORDS.parents[2] / "README.md").read_text(encoding="utf-8").split())
+    tuned = {}
+    for task in PROTOCOL.tasks:
+        rows = results(task, "dynamic", records).values()
+        tuned[task] = mean([row["final"]["gold_reward"] for row in rows])
+    fluent = ended("dialogue", "fluent-exploit-dynamic")
+    assert f"ends at {fluent:.2f} instead of {tuned['dialogue']:.2f}." in readme
+    assert ended("dialogue", "fluent-exploit-none", "degenerate") > 0.9
+    assert f"without any, at {ended('dialogue', 'biased-refiner-dynamic'):.2f}," in readme
+    assert f"programs without, at {ended('code', 'biased-refiner-dynamic'):.2f}." in readme
+    assert ended("game", "biased-refiner-dynamic") == pytest.approx(tuned["game"], abs=0.02)
+    for task in PROTOCOL.tasks:
+        assert ended(task, "biased-refiner-dynamic", "edit_ratio") < 0.01
+        assert ended(task, "twice-as-long-dynamic") == pytest.approx(tuned[task], abs=0.02)
+
+
+def test_every_held_out_lake_can_be_crossed_without_going_up() -> None:
+    for prompt in load_task("game").prompts("heldout"):
+        rows, reached = prompt.columns["map"], [(0, 0)]
+        for r, c in reached:
+            for place in ((r + 1, c), (r, c - 1), (r, c + 1)):
+                on_it = 0 <= place[0] < len(rows) and 0 <= place[1] < len(rows)
+                if on_it and rows[place[0]][place[1]] != "H" and place not in reached:
+                    reached.append(place)
+        assert any(rows[r][c] == "G" for r, c in reached)
 
 
 def test_the_fluent_exploit_pays_for_large_only() -> None:

@@ -6,6 +6,7 @@ A colour is a constraint as everywhere in the project; forms of one constraint d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -166,7 +167,7 @@ def limits(protocol: Protocol, records: Records) -> Figure:
             used = next(iter(methods.values()))[0]["config"]["task"]
             column[0].hlines(load_task(used).gold_max, place - 0.4, place + 0.4, color="#999999")
         for axis in column:
-            axis.set_xticks(range(len(settings)), [s.replace(" ", "\n") for s in settings])
+            axis.set_xticks(range(len(settings)), [fill(s, 8) for s in settings])
             axis.set_xlim(-0.5, len(settings) - 0.5)
             axis.axvline(0.5, color="#bbbbbb", linewidth=1, linestyle=":")
             _plain(axis)

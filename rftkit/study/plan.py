@@ -217,8 +217,9 @@ def describe(protocol: Protocol = PROTOCOL) -> str:
         lines.append(f"| {m.label} | {fixed} | {m.axis}: {values} | {lrs} | {m.wave} |")
     lines += ["", "| part | change | to | tasks | seeds | order |", "|---|---|---|---|---|---|"]
     for v in protocol.variations:
-        what = ", ".join(f"{k} = `{x}`" for k, x in v.settings.items()).replace("|", "\\|")
-        what = what or f"coef × {v.factor:g}"
+        turned = [f"{k} = `{x}`" for k, x in v.settings.items()]
+        turned += [f"coef × {v.factor:g}"] if v.factor != 1 else []
+        what = ", ".join(turned).replace("|", "\\|")
         seeds = ", ".join(map(str, v.seeds))
         tasks = ", ".join(v.tasks)
         lines.append(f"| {v.part} | {v.group}: {what} | {v.of} | {tasks} | {seeds} | {v.wave} |")

@@ -14,6 +14,7 @@ from rftkit.study.records import RecordFiles, sha256
 from rftkit.study.tables import (
     difference_table,
     frontier_table,
+    limits_table,
     missing_line,
     overview_table,
     result_table,
@@ -43,7 +44,8 @@ recorded in its last third, the one with the lowest gold reward, below its promp
 its refiner deleted, underlined what it wrote."""
 LIMITS = """\
 Settings made against the dynamic constraint, beside the tuned methods. A grey bar is the gold
-maximum of the task that the setting trains on."""
+maximum of the task that the setting trains on. Coefficient and learning rate are those that tuning
+chose for the task itself."""
 README_COLUMNS = tuple(c for c in SHORT if not c.name.startswith(("task", "sampled")))
 
 
@@ -133,9 +135,9 @@ def task_text(protocol: Protocol, task: str, records: Records, short: bool = Fal
 
 
 def readme_block(task: str, folder: Path, protocol: Protocol = PROTOCOL) -> str:
-    """README's table of a task, or of "all" tasks, from the records in `folder`."""
+    """README's table of a task, of "all" tasks, or of their "limits", from records in `folder`."""
     model = sha256(str(protocol.common.get("model", "tiny")))
     records = RecordFiles(folder, protocol.jobs(), model).read()
-    if task == "all":
-        return overview_table(protocol, records)
+    if task in (wholes := {"all": overview_table, "limits": limits_table}):
+        return wholes[task](protocol, records)
     return task_text(protocol, task, records, short=True)

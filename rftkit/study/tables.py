@@ -88,6 +88,23 @@ def overview_table(protocol: Protocol, records: Records) -> str:
     return "\n".join(lines) + "\n"
 
 
+def limits_table(protocol: Protocol, records: Records) -> str:
+    """Gold reward and degenerate share under the dynamic constraint where it should fail."""
+    tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
+    found: dict[str, dict[str, Mapping[int, Record]]] = {
+        "as tuned": {t: results(t, "dynamic", records) for t in tasks}
+    }
+    for v in protocol.variations:
+        if v.part == "limits" and v.of == "dynamic":
+            there = {t: varied(t, v, records) for t in tasks if t in v.tasks}
+            found.setdefault(v.group, {}).update(there)
+    lines = [_row(["dynamic: gold reward, degenerate share", *tasks])]
+    lines.append("|" + "---|" * (1 + len(tasks)))
+    for group, by_task in found.items():
+        lines.append(_row([group, *(_gold_and_share(by_task.get(t, {})) for t in tasks)]))
+    return "\n".join(lines) + "\n"
+
+
 def _gold_and_share(rows: Mapping[int, Record]) -> str:
     return f"{cell(rows, GOLD)}, {cell(rows, DEGENERATE).partition(' ')[0]}" if rows else "–"
 
