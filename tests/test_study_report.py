@@ -213,8 +213,8 @@ def test_the_readmes_table_of_limits_holds_means_and_intervals_of_the_records() 
     rows = [x.strip("| ").split(" | ") for x in limits_table(PROTOCOL, records).splitlines()]
     cells = {row[0]: row[1:] for row in rows[2:]}
     groups = ["no flaw", "fluent exploit", "biased refiner", "twice as long"]
-    assert list(cells) == ["as tuned", *groups]
-    assert [row[2] for row in list(cells.values())[1:]] == ["–"] * 4
+    assert list(cells) == ["as tuned", *groups, "twice as long at 3 λ"]
+    assert [row[2] for row in list(cells.values())[1:]] == ["–"] * 5
     assert cells["no flaw"][0] == cells["fluent exploit"][1] == "–"
     rows = [r for k, r in records.items() if k.startswith("code/biased-refiner-dynamic/")]
     golds = [r["final"]["gold_reward"] for r in rows]
@@ -282,7 +282,18 @@ def test_where_it_fails_is_what_the_readme_says() -> None:
     assert ended("game", "biased-refiner-dynamic") == pytest.approx(tuned["game"], abs=0.02)
     for task in PROTOCOL.tasks:
         assert ended(task, "biased-refiner-dynamic", "edit_ratio") < 0.01
+    for task in ("dialogue", "code"):
         assert ended(task, "twice-as-long-dynamic") == pytest.approx(tuned[task], abs=0.02)
+    longer = runs(records, "game/twice-as-long-dynamic/limits")
+    failed, *others = sorted(longer.values(), key=lambda row: -row["final"]["degenerate"])
+    assert all(row["final"]["degenerate"] < 0.03 for row in others)
+    bad, corrected = failed["final"]["degenerate"], failed["final"]["changed"]
+    assert f"in the end {bad:.0%} of its responses are degenerate." in readme
+    assert f"corrects {corrected:.0%} of them, but λ = {failed['config']['coef']}" in readme
+    stronger = runs(records, "game/twice-as-long-at-3-lambda-dynamic/limits")
+    assert all(row["final"]["degenerate"] < 0.01 for row in stronger.values())
+    held = ended("game", "twice-as-long-at-3-lambda-dynamic")
+    assert f"all three seeds hold, at {held:.2f}." in readme
 
 
 def test_every_held_out_lake_can_be_crossed_without_going_up() -> None:
