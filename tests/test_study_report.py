@@ -241,24 +241,39 @@ def test_the_readmes_block_is_made_from_the_records() -> None:
     assert (f"missing: {12 - done} of 12 methods" in filled) == (done < 12)
 
 
-def test_the_doses_on_the_game_are_what_the_readme_says() -> None:
+def test_the_doses_are_what_the_readme_says() -> None:
     records = RecordFiles(RECORDS, PROTOCOL.jobs(), sha256("tiny")).read()
 
-    def dosed(name: str, key: str = "gold_reward") -> list[float]:
-        rows = [records[f"game/{name}/why/seed{seed}"] for seed in (10, 11, 12)]
+    def dosed(task: str, name: str, key: str = "gold_reward") -> list[float]:
+        rows = [records[f"{task}/{name}/why/seed{seed}"] for seed in (10, 11, 12)]
         return [row["final"][key] if key in row["final"] else row[key] for row in rows]
 
     tuned = results("game", "dynamic", records)
-    eighth = mean(dosed("share-0.125")), mean(dosed("share-0.125", "generated")) / 1000
+    golds = [tuned[seed]["final"]["gold_reward"] for seed in (10, 11, 12)]
     all_of_them = mean([tuned[seed]["generated"] for seed in (10, 11, 12)]) / 1000
     readme = " ".join((RECORDS.parents[2] / "README.md").read_text(encoding="utf-8").split())
-    said = f"ends at {eighth[0]:.2f}, with {eighth[1]:.0f} thousand tokens instead of "
+    eighth, tokens = (mean(dosed("game", "share-0.125", k)) for k in ("gold_reward", "generated"))
+    said = f"ends at {eighth:.2f}, with {tokens / 1000:.0f} thousand tokens instead of "
     assert f"{said}{all_of_them:.0f}." in readme
-    assert sum(share > 0.03 for share in dosed("lambda-0.3", "degenerate")) == 2
-    golds = [tuned[seed]["final"]["gold_reward"] for seed in (10, 11, 12)]
-    assert mean(dosed("lambda-3")) == pytest.approx(mean(golds), abs=0.02)
-    assert mean(dosed("training-2612")) == pytest.approx(mean(golds), abs=0.02)
-    assert f"holds the policy back at {mean(dosed('damage-0.4')):.2f}." in readme
+    shares = [f"share-{share}" for share in (0.5, 0.25, 0.125)]
+    half, quarter, eighth = (mean(dosed("dialogue", share)) for share in shares)
+    assert f"costs some of it: {half:.2f}, {quarter:.2f} and {eighth:.2f} instead of" in readme
+    worst = max(max(dosed("dialogue", share, "degenerate")) for share in shares)
+    assert f"single seeds degenerate up to {worst:.0%}." in readme
+    assert mean(dosed("game", "training-2612")) == pytest.approx(mean(golds), abs=0.02)
+    steps = (2612, 5800, 11_000)
+    learned = [mean(dosed("dialogue", f"training-{n}")) for n in steps]
+    whole = DOSES["training"][1]
+    told = "it is a dose: {:.2f}, {:.2f} and {:.2f} after {:.0%}, {:.0%} and {:.0%} of it."
+    assert told.format(*learned, *(n / whole for n in steps)) in readme
+    assert sum(share > 0.03 for share in dosed("game", "lambda-0.3", "degenerate")) == 2
+    assert mean(dosed("game", "lambda-3")) == pytest.approx(mean(golds), abs=0.02)
+    for task in ("game", "dialogue"):
+        own = mean([r["final"]["gold_reward"] for r in results(task, "dynamic", records).values()])
+        for noise in (0.1, 0.2):
+            assert mean(dosed(task, f"damage-{noise}")) == pytest.approx(own, abs=0.04)
+    held_back = mean(dosed("game", "damage-0.4"))
+    assert f"holds the policy back at {held_back:.2f}." in readme
 
 
 def test_where_it_fails_is_what_the_readme_says() -> None:
