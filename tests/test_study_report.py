@@ -274,6 +274,10 @@ def test_the_doses_are_what_the_readme_says() -> None:
             assert mean(dosed(task, f"damage-{noise}")) == pytest.approx(own, abs=0.04)
     held_back = mean(dosed("game", "damage-0.4"))
     assert f"holds the policy back at {held_back:.2f}." in readme
+    damaged, bad = dosed("dialogue", "damage-0.4"), dosed("dialogue", "damage-0.4", "degenerate")
+    assert sum(share > 0.2 for share in bad) == 1
+    told = f"0.4 comes to {mean(damaged):.2f}, one seed of three having degenerated ({max(bad):.0%})."
+    assert told in readme
 
 
 def test_where_it_fails_is_what_the_readme_says() -> None:
