@@ -31,8 +31,6 @@ from rftkit.runs import RunFolder
 from rftkit.visible import one_line
 
 Arguments = argparse.Namespace
-
-
 REFINER_SETTINGS = ("refiner", "refiner_model", "refiner_noise", "refiner_cuts", "edit_limit")
 
 
@@ -223,9 +221,9 @@ def _train(arguments: Arguments) -> None:
     from rftkit.trainer import Trainer
 
     keep_freed_memory()
-    run, config = RunFolder(arguments.out), _config(arguments)
-    if arguments.resume and run.begun:
-        config = resumed_config(arguments, run)
+    run = RunFolder(arguments.out)
+    goes_on = arguments.resume and run.begun
+    config = resumed_config(arguments, run) if goes_on else _config(arguments)
     trainer = Trainer(config, arguments.out, resume=arguments.resume)
     idle = [name for name in given_settings(arguments) if name.startswith("refine")]
     if idle and not hasattr(trainer.constraint, "refiner"):

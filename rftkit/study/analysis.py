@@ -14,6 +14,7 @@ from rftkit.study.plan import Protocol, Record, Records
 from rftkit.words import word_edit_ratio
 
 DEGENERATE_BAR = 0.03  # the goal for the dynamic constraint
+TUNED = "as tuned"  # what the settings of "limits" stand beside
 
 
 class Column(NamedTuple):
@@ -119,19 +120,31 @@ def telling(task: str, records: Records, count: int = 10) -> list[Record]:
     return sorted([*first, *rest][:count], key=lambda sample: sample["step"])
 
 
+def by_setting(
+    protocol: Protocol, task: str, records: Records
+) -> dict[str, dict[str, dict[int, Record]]]:
+    """Runs of "limits" by setting, constraint and seed; settings without any are left out."""
+    found: dict[str, dict[str, dict[int, Record]]] = {}
+    for v in protocol.variations:
+        rows = varied(task, v, records) if v.part == "limits" and task in v.tasks else {}
+        for seed, row in rows.items():
+            methods = found.setdefault(v.group, {})
+            methods.setdefault(row["config"]["constraint"], {})[seed] = row
+    return found
+
+
 def endings(protocol: Protocol, task: str, records: Records) -> list[tuple[str, Record]]:
     """What each run of "limits" under the dynamic constraint had come to, with its setting.
 
     Of the samples of its last third the one with the lowest gold reward, the latest of equals.
     """
     found = []
-    for v in protocol.variations:
-        if v.part == "limits" and task in v.tasks and v.of == "dynamic":
-            for row in varied(task, v, records).values():
-                late = [s for s in row["samples"] if 3 * s["step"] >= 2 * row["config"]["steps"]]
-                if late:
-                    worst = min(late, key=lambda s: (s["gold_reward"], -s["step"]))
-                    found.append((v.group, worst))
+    for setting, methods in by_setting(protocol, task, records).items():
+        for row in methods.get("dynamic", {}).values():
+            late = [s for s in row["samples"] if 3 * s["step"] >= 2 * row["config"]["steps"]]
+            if late:
+                worst = min(late, key=lambda s: (s["gold_reward"], -s["step"]))
+                found.append((setting, worst))
     return found
 
 

@@ -18,14 +18,21 @@ from matplotlib.ticker import PercentFormatter
 from rftkit.figures import label_ends
 from rftkit.metrics import bootstrap_ci, mean
 from rftkit.plots import COLOURS, LABELS, STYLES
-from rftkit.study.analysis import DEGENERATE, DEGENERATE_BAR, GOLD, results, varied
+from rftkit.study.analysis import (
+    DEGENERATE,
+    DEGENERATE_BAR,
+    GOLD,
+    TUNED,
+    by_setting,
+    results,
+    varied,
+)
 from rftkit.study.methods import DOSES, Method
 from rftkit.study.plan import Protocol, Record, Records
 from rftkit.tasks import load_task
 
 MARKERS = "o^sDvP"
 OFFSETS = {"none": "s", "kl": "^", "dynamic": "o"}  # from left to right, with their markers
-TUNED = "as tuned"
 Read = Callable[[Record], float]
 
 
@@ -133,10 +140,10 @@ def _doses(
     places = range(len(doses))  # evenly spaced: doses are steps of a scale, and one may be 0
     axis.plot(places, means, color=COLOURS["dynamic"], linewidth=1.5, zorder=1)
     for place, dose, middle in zip(places, doses, means, strict=True):
-        low, high = bootstrap_ci([_gold(r) for r in points[dose]])
+        _, span = _span([_gold(r) for r in points[dose]])
         degenerate = mean([_degenerate(r) for r in points[dose]]) > DEGENERATE_BAR
         axis.errorbar(
-            place, middle, [[middle - low], [high - middle]], fmt="o", color=COLOURS["dynamic"],
+            place, middle, span, fmt="o", color=COLOURS["dynamic"],
             markerfacecolor="white" if degenerate else COLOURS["dynamic"], capsize=3,
         )  # fmt: skip
     axis.set_xticks(list(places), [f"{d:g}" + ("\ntuned" if d == own else "") for d in doses])
@@ -151,21 +158,24 @@ def limits(protocol: Protocol, records: Records) -> Figure:
     Above gold reward, below the degenerate share, with 95% intervals; a grey bar is the gold
     maximum of the setting's own task.
     """
-    tasks = [t for t in protocol.tasks if _settings(protocol, t, records)]
+    found = {t: by_setting(protocol, t, records) for t in protocol.tasks}
+    tasks = [task for task, settings in found.items() if settings]
     count = max(1, len(tasks))
     figure, axes = plt.subplots(
         2, count, figsize=(1.5 + 4.2 * count, 6.2), layout="constrained", squeeze=False
     )
     handles: dict[str, Any] = {}
     for column, task in zip(axes.T, tasks, strict=False):
-        settings = {TUNED: _tuned(protocol, task, records)} | _settings(protocol, task, records)
+        settings = {TUNED: _tuned(protocol, task, records)} | found[task]
         for place, methods in enumerate(settings.values()):
             for name, rows in methods.items():
                 shift = 0.2 * (list(OFFSETS).index(name) - 1)
                 for axis, read in zip(column, (_gold, _degenerate), strict=True):
-                    handles[LABELS[name]] = _dot(axis, place + shift, list(map(read, rows)), name)
-            used = next(iter(methods.values()))[0]["config"]["task"]
-            column[0].hlines(load_task(used).gold_max, place - 0.4, place + 0.4, color="#999999")
+                    values = list(map(read, rows.values()))
+                    handles[LABELS[name]] = _dot(axis, place + shift, values, name)
+            first, *_ = (row for rows in methods.values() for row in rows.values())
+            gold_max = load_task(first["config"]["task"]).gold_max
+            column[0].hlines(gold_max, place - 0.4, place + 0.4, color="#999999")
         for axis in column:
             axis.set_xticks(range(len(settings)), [fill(s, 8) for s in settings])
             axis.set_xlim(-0.5, len(settings) - 0.5)
@@ -184,31 +194,18 @@ def limits(protocol: Protocol, records: Records) -> Figure:
     return figure
 
 
-def _tuned(protocol: Protocol, task: str, records: Records) -> dict[str, list[Record]]:
-    """The tuned methods' result runs by constraint."""
+def _tuned(protocol: Protocol, task: str, records: Records) -> dict[str, dict[int, Record]]:
+    """The tuned methods' result runs by constraint and seed."""
     names = {"none": "none", "kl": protocol.best_kl(task, records, False), "dynamic": "dynamic"}
     found = {c: results(task, name, records) for c, name in names.items() if name}
-    return {constraint: list(rows.values()) for constraint, rows in found.items() if rows}
-
-
-def _settings(protocol: Protocol, task: str, records: Records) -> dict[str, Any]:
-    """Runs of each setting of "limits" that has any, by constraint."""
-    found: dict[str, dict[str, list[Record]]] = {}
-    for v in protocol.variations:
-        rows = varied(task, v, records) if v.part == "limits" and task in v.tasks else {}
-        for row in rows.values():
-            methods = found.setdefault(v.group, {})
-            methods.setdefault(row["config"]["constraint"], []).append(row)
-    return found
+    return {constraint: rows for constraint, rows in found.items() if rows}
 
 
 def _dot(axis: Axes, x: float, values: list[float], name: str) -> Any:
     """A mean with its interval, in the colour of a constraint."""
-    middle, (low, high) = mean(values), bootstrap_ci(values)
     return axis.errorbar(
-        x, middle, [[middle - low], [high - middle]], fmt=OFFSETS[name], color=COLOURS[name],
-        capsize=3, markersize=7,
-    )  # fmt: skip
+        x, *_span(values), fmt=OFFSETS[name], color=COLOURS[name], capsize=3, markersize=7
+    )
 
 
 def _look(protocol: Protocol, method: Method) -> dict[str, str]:
@@ -232,17 +229,18 @@ def _lost(record: Record) -> bool:
 
 def _cross(axis: Axes, rows: Sequence[Record], read: Read, look: Mapping[str, str]) -> Any:
     """A mean with intervals both ways."""
-    sides = [[read(r) for r in rows], [_gold(r) for r in rows]]
-    middles = [mean(side) for side in sides]
-    spans = [
-        [[middle - low], [high - middle]]
-        for middle, (low, high) in zip(middles, map(bootstrap_ci, sides), strict=True)
-    ]
-    x, y = middles
+    x, x_span = _span([read(r) for r in rows])
+    y, y_span = _span([_gold(r) for r in rows])
     return axis.errorbar(
-        x, y, yerr=spans[1], xerr=spans[0], fmt=look["marker"], color=look["color"],
+        x, y, yerr=y_span, xerr=x_span, fmt=look["marker"], color=look["color"],
         markersize=9, markeredgecolor="white", markeredgewidth=0.8, elinewidth=1.4, zorder=3,
     )  # fmt: skip
+
+
+def _span(values: Sequence[float]) -> tuple[float, list[list[float]]]:
+    """Mean, and its 95% interval as matplotlib's error bars take it: below and above."""
+    middle, (low, high) = mean(values), bootstrap_ci(values)
+    return middle, [[middle - low], [high - middle]]
 
 
 def _path(axis: Axes, rows: Sequence[Record], look: Mapping[str, str]) -> None:

@@ -112,15 +112,17 @@ def _any_limits(records: Records) -> bool:
 def _ending(found: tuple[str, Record]) -> str:
     """A setting's sample: the prompt, and the response with the refiner's edits in it."""
     setting, sample = found
-    edits = to_html(word_diff(sample["response"], sample["refined"]))
     prompt = to_html([("equal", sample["prompt"])])
-    return f"<pre>{setting}, step {sample['step']}\n{prompt}\n{edits}</pre>"
+    return f"<pre>{setting}, step {sample['step']}\n{prompt}\n{_edits(sample)}</pre>"
 
 
 def _diff(sample: Record) -> str:
     """A sample with the refiner's edits in it, as HTML that Markdown leaves alone."""
-    edits = to_html(word_diff(sample["response"], sample["refined"]))
-    return f"<pre>step {sample['step']}\n{edits}</pre>"
+    return f"<pre>step {sample['step']}\n{_edits(sample)}</pre>"
+
+
+def _edits(sample: Record) -> str:
+    return to_html(word_diff(sample["response"], sample["refined"]))
 
 
 def task_text(protocol: Protocol, task: str, records: Records, short: bool = False) -> str:

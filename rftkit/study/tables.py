@@ -10,8 +10,10 @@ from rftkit.study.analysis import (
     DEGENERATE,
     GOLD,
     SHORT,
+    TUNED,
     Column,
     Compared,
+    by_setting,
     differences,
     missing_results,
     results,
@@ -91,17 +93,15 @@ def overview_table(protocol: Protocol, records: Records) -> str:
 def limits_table(protocol: Protocol, records: Records) -> str:
     """Gold reward and degenerate share under the dynamic constraint where it should fail."""
     tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
-    found: dict[str, dict[str, Mapping[int, Record]]] = {
-        "as tuned": {t: results(t, "dynamic", records) for t in tasks}
-    }
-    for v in protocol.variations:
-        if v.part == "limits" and v.of == "dynamic":
-            there = {t: varied(t, v, records) for t in tasks if t in v.tasks}
-            found.setdefault(v.group, {}).update(there)
+    found = [by_setting(protocol, t, records) for t in tasks]
+    for task, settings in zip(tasks, found, strict=True):
+        settings[TUNED] = {"dynamic": results(task, "dynamic", records)}
     lines = [_row(["dynamic: gold reward, degenerate share", *tasks])]
     lines.append("|" + "---|" * (1 + len(tasks)))
-    for group, by_task in found.items():
-        lines.append(_row([group, *(_gold_and_share(by_task.get(t, {})) for t in tasks)]))
+    groups = [v.group for v in protocol.variations if v.part == "limits"]
+    for group in dict.fromkeys([TUNED, *groups]):
+        rows = [settings.get(group, {}).get("dynamic", {}) for settings in found]
+        lines.append(_row([group, *map(_gold_and_share, rows)]))
     return "\n".join(lines) + "\n"
 
 
