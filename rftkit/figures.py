@@ -35,10 +35,15 @@ def show(figure: Figure, alt: str) -> None:
     plt.close(figure)
 
 
-def canvas(columns: int = 1, width: float = 7.0, height: float = 3.2) -> tuple[Figure, Any]:
-    """A figure and its axes (one, or an array of `columns`) in the lessons' style; inches."""
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
-    for axis in np.atleast_1d(axes):
+def canvas(
+    columns: int = 1, width: float = 7.0, height: float = 3.2, rows: int = 1
+) -> tuple[Figure, Any]:
+    """A figure and its axes (one, an array [columns] or [rows, columns]) in the lessons' style.
+
+    Width and height of the whole figure, in inches.
+    """
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
+    for axis in np.ravel(axes):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     return figure, axes

@@ -12,6 +12,15 @@ from rftkit.figures import bars, canvas, lines, show
 from rftkit.plots import COLOURS
 
 
+def test_a_canvas_has_rows_and_columns_in_the_lessons_style() -> None:
+    _, grid = canvas(rows=3, columns=2)
+    assert grid.shape == (3, 2)
+    for axis in grid.flat:
+        assert not axis.spines["top"].get_visible()
+        assert axis.xaxis.get_gridlines()[0].get_visible()
+    assert canvas(columns=2)[1].shape == (2,)
+
+
 def test_bars_show_each_group_in_its_colour() -> None:
     _, axis = canvas()
     bars(axis, ["c.", "t."], {"π": ([0.2, 0.8], "none"), "q": ([0.5, 0.5], "dynamic")}, "share")

@@ -10,16 +10,22 @@ from study_records import made_up
 
 from rftkit.metrics import bootstrap_ci, mean
 from rftkit.report import fill
-from rftkit.study.analysis import differences, results, runs, verdict
+from rftkit.study.analysis import best_on_the_way, differences, results, runs, verdict
 from rftkit.study.command import RECORDS
 from rftkit.study.exploits import BONUS, upsell
-from rftkit.study.figures import limits
+from rftkit.study.figures import doses, limits
 from rftkit.study.frontier import frontier
 from rftkit.study.methods import DOSES, METHODS, VARIATIONS
 from rftkit.study.plan import PROTOCOL
 from rftkit.study.records import RecordFiles, sha256
 from rftkit.study.report import text, write
-from rftkit.study.tables import frontier_table, limits_table, overview_table, result_table
+from rftkit.study.tables import (
+    doses_table,
+    frontier_table,
+    limits_table,
+    overview_table,
+    result_table,
+)
 from rftkit.tasks import load_task
 
 ONE = replace(PROTOCOL, steps={"dialogue": 200})
@@ -148,7 +154,8 @@ def test_the_report_works_on_whatever_is_there(part: str, tmp_path: Path) -> Non
     assert ("### Where it fails" in report) == (part == "all")
     assert (tmp_path / "frontiers-dialogue.png").exists() == (part != "nothing")
     assert (tmp_path / "why-dialogue.png").exists() == (part in ("core", "all"))
-    assert (tmp_path / "limits.png").exists() == ("limits.png" in report) == (part == "all")
+    for name in ("doses.png", "limits.png"):
+        assert (tmp_path / name).exists() == (name in report) == (part == "all")
 
 
 def test_the_report_shows_what_the_refiner_changed(tmp_path: Path) -> None:
@@ -186,7 +193,7 @@ def test_the_report_shows_what_runs_that_should_fail_came_to() -> None:
             {"step": step, "prompt": f"{of}?", "response": r, "refined": r, "gold_reward": gold}
             for step, r, gold in told
         ]
-    shown = text(ONE, records).partition("What these runs had come to")[2]
+    shown = text(ONE, records).partition("What these runs had come to")[2].partition("\n## ")[0]
     assert "fluent exploit, step 150" in shown
     assert "dynamic?</span>" in shown
     assert "&lt;b&gt;bad&lt;/b&gt;" in shown
@@ -224,6 +231,32 @@ def test_the_readmes_table_of_limits_holds_means_and_intervals_of_the_records() 
     assert (len(rows), cells["biased refiner"][1]) == (3, told)
 
 
+def test_doses_stand_beside_the_tuned_method_task_by_task() -> None:
+    two = replace(PROTOCOL, steps={"dialogue": 160, "code": 120})
+    records = made_up(two, lambda job: job.task == "code" and job.name.startswith(("rank", "lam")))
+    low = [key for key in records if key.startswith("dialogue/share-0.125/")]
+    for key in low:
+        records[key]["final"] |= {"gold_reward": 0.25, "degenerate": 0.5}
+    rows = [x.strip("| ").split(" | ") for x in doses_table(two, records).splitlines()]
+    cells = {row[0]: row[1:] for row in rows[2:]}
+    assert len(cells) == 1 + 15
+    assert cells["share of responses refined: 0.125"][0] == "0.25 (0.25 to 0.25), 50.0%"
+    assert [cells["rank of the adapter: 2"][1], cells["λ, in units of the tuned one: 10"][1]] == [
+        "–",
+        "–",
+    ]
+    golds = [r["final"]["gold_reward"] for r in results("code", "dynamic", records).values()]
+    assert cells["as tuned"][1].startswith(f"{mean(golds):.2f} (")
+    figure = doses(two, records)
+    drawn = [axis for axis in figure.axes if axis.containers]
+    assert len(drawn) == 5 + 3
+    ticks = [tick.get_text() for tick in drawn[0].get_xticklabels()]
+    assert ticks == ["0.125", "0.25", "0.5", "1\ntuned"]
+    first = drawn[0].containers[0].lines[0]
+    assert (first.get_ydata()[0], first.get_markerfacecolor()) == (0.25, "white")
+    plt.close(figure)
+
+
 def test_the_readmes_block_is_made_from_the_records() -> None:
     block = "<!-- study: dialogue -->\nold\n<!-- end -->\n"
     filled = fill(block)
@@ -248,36 +281,48 @@ def test_the_doses_are_what_the_readme_says() -> None:
         rows = [records[f"{task}/{name}/why/seed{seed}"] for seed in (10, 11, 12)]
         return [row["final"][key] if key in row["final"] else row[key] for row in rows]
 
-    tuned = results("game", "dynamic", records)
-    golds = [tuned[seed]["final"]["gold_reward"] for seed in (10, 11, 12)]
-    all_of_them = mean([tuned[seed]["generated"] for seed in (10, 11, 12)]) / 1000
+    def ended(task: str, method: str, key: str = "gold_reward") -> float:
+        return mean([row["final"][key] for row in results(task, method, records).values()])
+
     readme = " ".join((RECORDS.parents[2] / "README.md").read_text(encoding="utf-8").split())
-    eighth, tokens = (mean(dosed("game", "share-0.125", k)) for k in ("gold_reward", "generated"))
-    said = f"ends at {eighth:.2f}, with {tokens / 1000:.0f} thousand tokens instead of "
-    assert f"{said}{all_of_them:.0f}." in readme
+    own = {task: ended(task, "dynamic") for task in ("game", "dialogue")}
+    near = {task: pytest.approx(gold, abs=0.04) for task, gold in own.items()}
     shares = [f"share-{share}" for share in (0.5, 0.25, 0.125)]
-    half, quarter, eighth = (mean(dosed("dialogue", share)) for share in shares)
-    assert f"costs some of it: {half:.2f}, {quarter:.2f} and {eighth:.2f} instead of" in readme
+    assert mean(dosed("game", shares[-1])) == near["game"]
+    tokens = mean(dosed("game", shares[-1], "generated")) / 1000
+    tuned = results("game", "dynamic", records)
+    all_of_them = mean([tuned[seed]["generated"] for seed in (10, 11, 12)]) / 1000
+    assert f"enough, with {tokens:.0f} thousand tokens instead of {all_of_them:.0f}." in readme
+    golds = [own["dialogue"], *(mean(dosed("dialogue", share)) for share in shares)]
+    assert golds == sorted(golds, reverse=True)
     worst = max(max(dosed("dialogue", share, "degenerate")) for share in shares)
     assert f"single seeds degenerate up to {worst:.0%}." in readme
-    assert mean(dosed("game", "training-2612")) == pytest.approx(mean(golds), abs=0.02)
     steps = (2612, 5800, 11_000)
+    assert f"stopped after {steps[0] / DOSES['training'][1]:.0%} of its pre-training" in readme
+    assert mean(dosed("game", f"training-{steps[0]}")) == near["game"]
     learned = [mean(dosed("dialogue", f"training-{n}")) for n in steps]
-    whole = DOSES["training"][1]
-    told = "it is a dose: {:.2f}, {:.2f} and {:.2f} after {:.0%}, {:.0%} and {:.0%} of it."
-    assert told.format(*learned, *(n / whole for n in steps)) in readme
-    assert sum(share > 0.03 for share in dosed("game", "lambda-0.3", "degenerate")) == 2
-    assert mean(dosed("game", "lambda-3")) == pytest.approx(mean(golds), abs=0.02)
-    for task in ("game", "dialogue"):
-        own = mean([r["final"]["gold_reward"] for r in results(task, "dynamic", records).values()])
+    assert learned == sorted(learned)
+    assert learned[0] < own["dialogue"] - 0.2
+    for task in own:
         for noise in (0.1, 0.2):
-            assert mean(dosed(task, f"damage-{noise}")) == pytest.approx(own, abs=0.04)
-    held_back = mean(dosed("game", "damage-0.4"))
-    assert f"holds the policy back at {held_back:.2f}." in readme
-    damaged, bad = dosed("dialogue", "damage-0.4"), dosed("dialogue", "damage-0.4", "degenerate")
-    assert sum(share > 0.2 for share in bad) == 1
-    assert f"0.4 comes to {mean(damaged):.2f}, one seed of three having degenerated" in readme
-    assert f"degenerated ({max(bad):.0%})." in readme
+            assert mean(dosed(task, f"damage-{noise}")) == near[task]
+    assert mean(dosed("game", "damage-0.4")) < own["game"] - 0.3
+    assert max(dosed("game", "damage-0.4", "degenerate")) < 0.1
+    bad = sorted(dosed("dialogue", "damage-0.4", "degenerate"))
+    assert bad[1] < 0.1
+    assert f"one seed of three ({bad[2]:.0%} degenerate)" in readme
+    bad = [share for task in own for share in dosed(task, "lambda-0.3", "degenerate")]
+    assert sum(share > 0.03 for share in bad) == 5
+    for task in own:
+        rows = [records[f"{task}/lambda-0.3/why/seed{seed}"] for seed in (10, 11, 12)]
+        assert min(map(best_on_the_way, rows)) >= 0.87 * load_task(task).gold_max
+        assert mean(dosed(task, "lambda-10")) > ended(task, "kl-k3-loss")
+    assert mean(dosed("game", "lambda-3")) == near["game"]
+    assert mean(dosed("dialogue", "lambda-3")) / own["dialogue"] == pytest.approx(0.8, abs=0.03)
+    assert mean(dosed("dialogue", "rank-32")) == near["dialogue"]
+    bad = sorted(dosed("game", "rank-32", "degenerate"))
+    assert bad[1] < 0.03
+    assert f"on the game one seed of three degenerates with it ({bad[2]:.0%})." in readme
 
 
 def test_where_it_fails_is_what_the_readme_says() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rftkit.metrics import mean, paired_bootstrap
-from rftkit.study.methods import Variation
+from rftkit.study.methods import DOSES, Variation
 from rftkit.study.plan import Protocol, Record, Records
 from rftkit.words import word_edit_ratio
 
@@ -130,6 +130,25 @@ def by_setting(
         for seed, row in rows.items():
             methods = found.setdefault(v.group, {})
             methods.setdefault(row["config"]["constraint"], {})[seed] = row
+    return found
+
+
+def by_dose(
+    protocol: Protocol, task: str, records: Records
+) -> dict[str, dict[float, dict[int, Record]]]:
+    """Runs of "why" by group, dose and seed, the tuned method's own among the doses.
+
+    Groups and doses without any run are left out.
+    """
+    found: dict[str, dict[float, dict[int, Record]]] = {}
+    for v in protocol.variations:
+        rows = varied(task, v, records) if v.part == "why" and task in v.tasks else {}
+        if rows:
+            found.setdefault(v.group, {})[v.dose] = rows
+    tuned = results(task, "dynamic", records)
+    for group, doses in found.items():
+        if tuned:
+            doses[DOSES[group][1]] = tuned
     return found
 
 

@@ -23,9 +23,9 @@ from rftkit.study.analysis import (
     DEGENERATE_BAR,
     GOLD,
     TUNED,
+    by_dose,
     by_setting,
     results,
-    varied,
 )
 from rftkit.study.methods import DOSES, Method
 from rftkit.study.plan import Protocol, Record, Records
@@ -36,11 +36,12 @@ OFFSETS = {"none": "s", "kl": "^", "dynamic": "o"}  # from left to right, with t
 Read = Callable[[Record], float]
 
 
-def frontiers(protocol: Protocol, task: str, records: Records, gold_max: float) -> Figure:
+def frontiers(protocol: Protocol, task: str, records: Records) -> Figure:
     """Gold reward against √KL, degenerate share and generated tokens.
 
     Large: means of the result seeds with 95% intervals. Small: every point that tuning tried.
     """
+    gold_max = load_task(task).gold_max
     figure, axes = plt.subplots(1, 3, figsize=(14, 5.6), sharey=True, layout="constrained")
     by_kl, by_degenerate, by_tokens = axes
     handles: dict[str, Any] = {}
@@ -83,15 +84,9 @@ def frontiers(protocol: Protocol, task: str, records: Records, gold_max: float) 
     return figure
 
 
-def why(protocol: Protocol, task: str, records: Records, gold_max: float) -> Figure:
-    """Above: when degeneration starts, and what the constraint does then. Below: doses."""
-    doses = {
-        group: about
-        for group, about in DOSES.items()
-        if any(v.group == group and varied(task, v, records) for v in protocol.variations)
-    }
-    lines, height = (2, 7.4) if doses else (1, 3.7)
-    figure, axes = plt.subplots(lines, 5, figsize=(18, height), layout="constrained", squeeze=False)
+def why(task: str, records: Records) -> Figure:
+    """When degeneration starts, and what the dynamic constraint does then."""
+    figure, axes = plt.subplots(1, 5, figsize=(18, 3.7), layout="constrained")
     rows = {name: results(task, name, records) for name in ("none", "dynamic")}
     panels: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("degenerate", "degenerate share of responses", ("none", "dynamic")),
@@ -100,7 +95,7 @@ def why(protocol: Protocol, task: str, records: Records, gold_max: float) -> Fig
         ("pull", "pull: size of the constraint's gradient", ("dynamic",)),
         ("gold_reward", "gold reward", ("none", "dynamic")),
     )
-    for axis, (key, title, names) in zip(axes[0], panels, strict=True):
+    for axis, (key, title, names) in zip(axes, panels, strict=True):
         ends = {name: _band(axis, list(rows[name].values()), key, name) for name in names}
         axis.set_title(title, fontsize=10.5, loc="left")
         axis.set_xlabel("step")
@@ -111,45 +106,53 @@ def why(protocol: Protocol, task: str, records: Records, gold_max: float) -> Fig
         if len(names) > 1:
             found = {LABELS[n]: (end[1], n) for n, end in ends.items() if end}
             label_ends(axis, max(end[0] for end in ends.values() if end), found)
-    for axis in axes[1][len(doses) :] if doses else ():
-        axis.axis("off")
-    for axis, (group, (title, own)) in zip(axes[-1], doses.items(), strict=False):
-        _doses(axis, protocol, task, group, own, records)
-        axis.set_xlabel(title)
-        axis.axhline(gold_max, color="#999999", linewidth=1, zorder=0)
-        axis.set_ylim(-0.04 * gold_max, 1.08 * gold_max)
-        _plain(axis)
-    if doses:
-        axes[1][0].set_ylabel("gold reward at the end")
-    figure.suptitle(f"{task}: why, and how much of it is needed", fontsize=13)
+    figure.suptitle(f"{task}: what happens over training", fontsize=13)
     return figure
 
 
-def _doses(
-    axis: Axes, protocol: Protocol, task: str, group: str, own: float, records: Records
-) -> None:
-    """Gold reward by dose, the tuned method among them; hollow where responses degenerate."""
-    points: dict[float, list[Record]] = {}
-    for v in protocol.variations:
-        if v.group == group and (there := varied(task, v, records)):
-            points[v.dose] = list(there.values())
-    if points and (tuned := results(task, "dynamic", records)):
-        points[own] = list(tuned.values())
+def doses(protocol: Protocol, records: Records) -> Figure:
+    """Gold reward over what is turned, a row a task and a column a group of doses."""
+    found = {t: by_dose(protocol, t, records) for t in protocol.tasks}
+    tasks = [task for task, groups in found.items() if groups]
+    groups = [group for group in DOSES if any(group in found[task] for task in tasks)]
+    lines, columns = max(1, len(tasks)), max(1, len(groups))
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(1 + 3.4 * columns, 0.8 + 2.7 * lines), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for axes, task in zip(grid, tasks, strict=False):
+        gold_max = load_task(task).gold_max
+        for axis, group in zip(axes, groups, strict=True):
+            if not (points := found[task].get(group)):
+                axis.axis("off")
+                continue
+            _doses(axis, points, DOSES[group][1])
+            axis.set_xlabel(fill(DOSES[group][0], 36))
+            axis.axhline(gold_max, color="#999999", linewidth=1, zorder=0)
+            axis.set_ylim(-0.04 * gold_max, 1.08 * gold_max)
+            _plain(axis)
+        axes[0].set_title(task, fontsize=11, loc="left")
+        axes[0].set_ylabel("gold reward at the end")
+    told = f"hollow: over {DEGENERATE_BAR:.0%} degenerate; grey: gold maximum"
+    figure.suptitle(f"how much of the dynamic constraint is needed ({told})", fontsize=13)
+    return figure
+
+
+def _doses(axis: Axes, points: Mapping[float, Mapping[int, Record]], own: float) -> None:
+    """Gold reward by dose; hollow where responses degenerate."""
     doses = sorted(points)
-    means = [mean([_gold(r) for r in points[d]]) for d in doses]
+    golds = {dose: [_gold(r) for r in points[dose].values()] for dose in doses}
     places = range(len(doses))  # evenly spaced: doses are steps of a scale, and one may be 0
+    means = [mean(golds[dose]) for dose in doses]
     axis.plot(places, means, color=COLOURS["dynamic"], linewidth=1.5, zorder=1)
-    for place, dose, middle in zip(places, doses, means, strict=True):
-        _, span = _span([_gold(r) for r in points[dose]])
-        degenerate = mean([_degenerate(r) for r in points[dose]]) > DEGENERATE_BAR
+    for place, dose in zip(places, doses, strict=True):
+        degenerate = mean([_degenerate(r) for r in points[dose].values()]) > DEGENERATE_BAR
         axis.errorbar(
-            place, middle, span, fmt="o", color=COLOURS["dynamic"],
+            place, *_span(golds[dose]), fmt="o", color=COLOURS["dynamic"],
             markerfacecolor="white" if degenerate else COLOURS["dynamic"], capsize=3,
         )  # fmt: skip
     axis.set_xticks(list(places), [f"{d:g}" + ("\ntuned" if d == own else "") for d in doses])
     axis.margins(x=0.08)
-    told = f"hollow: over {DEGENERATE_BAR:.0%} degenerate"
-    axis.set_title(told, fontsize=9, loc="left", color="#555555")
 
 
 def limits(protocol: Protocol, records: Records) -> Figure:

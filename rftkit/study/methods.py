@@ -113,8 +113,8 @@ BEST_KL = "best KL"
 # What a group turns, and the dose of the tuned method itself.
 DOSES = {
     "share": ("share of responses refined", 1.0),
-    "training": ("refiner stopped early: steps of its pre-training", 15_400.0),
-    "damage": ("damage of the refiner (noise on its weights)", 0.0),
+    "training": ("steps of the refiner's pre-training", 15_400.0),
+    "damage": ("noise on the refiner's weights", 0.0),
     "lambda": ("λ, in units of the tuned one", 1.0),
     "rank": ("rank of the adapter", 8.0),
 }

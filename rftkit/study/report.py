@@ -8,11 +8,12 @@ from rftkit.diff import to_html
 from rftkit.files import write_text
 from rftkit.plots import save
 from rftkit.study.analysis import SHORT, endings, results, telling, verdict
-from rftkit.study.figures import frontiers, limits, why
+from rftkit.study.figures import doses, frontiers, limits, why
 from rftkit.study.plan import PROTOCOL, Protocol, Record, Records
 from rftkit.study.records import RecordFiles, sha256
 from rftkit.study.tables import (
     difference_table,
+    doses_table,
     frontier_table,
     limits_table,
     missing_line,
@@ -20,7 +21,6 @@ from rftkit.study.tables import (
     result_table,
     variation_table,
 )
-from rftkit.tasks import load_task
 from rftkit.words import word_diff
 
 INTRODUCTION = """\
@@ -42,6 +42,9 @@ ENDINGS = """\
 What these runs had come to: of each seed under the dynamic constraint, among the responses
 recorded in its last third, the one with the lowest gold reward, below its prompt. Struck out what
 its refiner deleted, underlined what it wrote."""
+DOSED = """\
+The tuned dynamic constraint with one thing changed. A row as tuned has all result seeds, the others
+the first three."""
 LIMITS = """\
 Settings made against the dynamic constraint, beside the tuned methods. A grey bar is the gold
 maximum of the task that the setting trains on. Coefficient and learning rate are those that tuning
@@ -53,20 +56,19 @@ def write(protocol: Protocol, records: Records, folder: Path) -> str:
     """Write `folder`/REPORT.md and its figures; return what was written, and what is missing."""
     written = [folder / "REPORT.md"]
     folder.mkdir(parents=True, exist_ok=True)
+    figures = {}
     for task in protocol.tasks:
         if any(key.startswith(f"{task}/") for key in records):
-            gold_max = load_task(task).gold_max
-            figures = {"frontiers": frontiers}
-            if results(task, "dynamic", records):
-                figures["why"] = why
-            for name, draw in figures.items():
-                path = folder / f"{name}-{task}.png"
-                save(path, draw(protocol, task, records, gold_max))
-                written.append(path)
-    if _any_limits(records):
-        path = folder / "limits.png"
-        save(path, limits(protocol, records))
-        written.append(path)
+            figures[f"frontiers-{task}"] = frontiers(protocol, task, records)
+        if results(task, "dynamic", records):
+            figures[f"why-{task}"] = why(task, records)
+    if _any("why", records):
+        figures["doses"] = doses(protocol, records)
+    if _any("limits", records):
+        figures["limits"] = limits(protocol, records)
+    for name, figure in figures.items():
+        save(folder / f"{name}.png", figure)
+        written.append(folder / f"{name}.png")
     write_text(folder / "REPORT.md", text(protocol, records))
     verdicts = [verdict(protocol, task, records) for task in protocol.tasks]
     return "\n".join([*verdicts, "", *(f"written: {path}" for path in written)])
@@ -99,14 +101,17 @@ def text(protocol: Protocol, records: Records) -> str:
                 lines += ["", f"### {title}", "", table.rstrip("\n")]
         if ended := endings(protocol, task, records):
             lines += ["", ENDINGS, "", *map(_ending, ended)]
-    if _any_limits(records):
+    if _any("why", records):
+        lines += ["", "## How much of it is needed", "", DOSED, ""]
+        lines += [doses_table(protocol, records), "![Gold reward by dose](doses.png)"]
+    if _any("limits", records):
         lines += ["", "## Where it should fail", "", LIMITS, ""]
         lines.append("![Gold reward and degenerate share where it should fail](limits.png)")
     return "\n".join(lines) + "\n"
 
 
-def _any_limits(records: Records) -> bool:
-    return any("/limits/" in key for key in records)
+def _any(part: str, records: Records) -> bool:
+    return any(f"/{part}/" in key for key in records)
 
 
 def _ending(found: tuple[str, Record]) -> str:
@@ -137,9 +142,9 @@ def task_text(protocol: Protocol, task: str, records: Records, short: bool = Fal
 
 
 def readme_block(task: str, folder: Path, protocol: Protocol = PROTOCOL) -> str:
-    """README's table of a task, of "all" tasks, or of their "limits", from records in `folder`."""
+    """README's table of a task, of "all", "doses" or "limits", from the records in `folder`."""
     model = sha256(str(protocol.common.get("model", "tiny")))
     records = RecordFiles(folder, protocol.jobs(), model).read()
-    if task in (wholes := {"all": overview_table, "limits": limits_table}):
+    if task in (wholes := {"all": overview_table, "doses": doses_table, "limits": limits_table}):
         return wholes[task](protocol, records)
     return task_text(protocol, task, records, short=True)

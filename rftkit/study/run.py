@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from rftkit.comparison import run_all, run_one
 from rftkit.config import RunConfig
 from rftkit.errors import DivergedError, UserError
@@ -130,7 +132,7 @@ class Study:
         self.files.add(record)
         self.records[job.key] = record
         gold = record["final"]["gold_reward"]
-        print(f"{job.key}: {failed or f'gold {gold:.2f}'}", file=sys.stderr)
+        tqdm.write(f"{job.key}: {failed or f'gold {gold:.2f}'}", file=sys.stderr)
 
     def folder(self, job: Job) -> Path:
         """The job's run folder."""

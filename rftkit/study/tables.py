@@ -13,6 +13,7 @@ from rftkit.study.analysis import (
     TUNED,
     Column,
     Compared,
+    by_dose,
     by_setting,
     differences,
     missing_results,
@@ -102,6 +103,21 @@ def limits_table(protocol: Protocol, records: Records) -> str:
     for group in dict.fromkeys([TUNED, *groups]):
         rows = [settings.get(group, {}).get("dynamic", {}) for settings in found]
         lines.append(_row([group, *map(_gold_and_share, rows)]))
+    return "\n".join(lines) + "\n"
+
+
+def doses_table(protocol: Protocol, records: Records) -> str:
+    """Gold reward and degenerate share by dose of the dynamic constraint, tasks side by side."""
+    tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
+    found = [by_dose(protocol, t, records) for t in tasks]
+    lines = [_row(["dynamic: gold reward, degenerate share", *tasks])]
+    lines.append("|" + "---|" * (1 + len(tasks)))
+    lines.append(_row([TUNED, *(_gold_and_share(results(t, "dynamic", records)) for t in tasks)]))
+    for group, (title, own) in DOSES.items():
+        doses = {dose for groups in found for dose in groups.get(group, {})} - {own}
+        for dose in sorted(doses):
+            rows = [groups.get(group, {}).get(dose, {}) for groups in found]
+            lines.append(_row([f"{title}: {dose:g}", *map(_gold_and_share, rows)]))
     return "\n".join(lines) + "\n"
 
 
