@@ -5,7 +5,7 @@ Everything works on what is there, and says what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from rftkit.metrics import mean, paired_bootstrap
@@ -64,6 +64,15 @@ def results(task: str, method: str, records: Records) -> dict[int, Record]:
 def varied(task: str, variation: Variation, records: Records) -> dict[int, Record]:
     """A variation's runs by seed."""
     return runs(records, f"{task}/{variation.slug}/{variation.part}")
+
+
+def ran(
+    protocol: Protocol, task: str, part: str, records: Records
+) -> Iterator[tuple[Variation, dict[int, Record]]]:
+    """A task's variations of one part that have any run, with their runs by seed."""
+    for v in protocol.variations:
+        if v.part == part and task in v.tasks and (rows := varied(task, v, records)):
+            yield v, rows
 
 
 class Compared(NamedTuple):
@@ -125,8 +134,7 @@ def by_setting(
 ) -> dict[str, dict[str, dict[int, Record]]]:
     """Runs of "limits" by setting, constraint and seed; settings without any are left out."""
     found: dict[str, dict[str, dict[int, Record]]] = {}
-    for v in protocol.variations:
-        rows = varied(task, v, records) if v.part == "limits" and task in v.tasks else {}
+    for v, rows in ran(protocol, task, "limits", records):
         for seed, row in rows.items():
             methods = found.setdefault(v.group, {})
             methods.setdefault(row["config"]["constraint"], {})[seed] = row
@@ -141,10 +149,8 @@ def by_dose(
     Groups and doses without any run are left out.
     """
     found: dict[str, dict[float, dict[int, Record]]] = {}
-    for v in protocol.variations:
-        rows = varied(task, v, records) if v.part == "why" and task in v.tasks else {}
-        if rows:
-            found.setdefault(v.group, {})[v.dose] = rows
+    for v, rows in ran(protocol, task, "why", records):
+        found.setdefault(v.group, {})[v.dose] = rows
     tuned = results(task, "dynamic", records)
     for group, doses in found.items():
         if tuned:

@@ -17,8 +17,8 @@ from rftkit.study.analysis import (
     by_setting,
     differences,
     missing_results,
+    ran,
     results,
-    varied,
 )
 from rftkit.study.frontier import Rival, frontier
 from rftkit.study.methods import DOSES, Method
@@ -179,14 +179,10 @@ def answer(best: Rival | None) -> str:
 def variation_table(protocol: Protocol, task: str, part: str, records: Records) -> str:
     """A task's variations of one part; "" where none has run."""
     lines = []
-    for v in protocol.variations:
-        rows = varied(task, v, records) if v.part == part and task in v.tasks else {}
-        if rows:
-            label = v.group
-            if part == "why":
-                label = f"{DOSES[v.group][0]}: {v.dose:g}"
-            cells = [cell(rows, column) for column in SHORT]
-            lines.append(_row([label, v.of, str(len(rows)), *cells]))
+    for v, rows in ran(protocol, task, part, records):
+        label = f"{DOSES[v.group][0]}: {v.dose:g}" if part == "why" else v.group
+        cells = [cell(rows, column) for column in SHORT]
+        lines.append(_row([label, v.of, str(len(rows)), *cells]))
     if not lines:
         return ""
     head = _row(["change", "of", "seeds", *(c.name for c in SHORT)])
