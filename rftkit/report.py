@@ -1,4 +1,4 @@
-"""README's tables and the recorded runs' figures: `python -m rftkit.report` rewrites them."""
+"""The pages' tables and the recorded runs' figures: `python -m rftkit.report` rewrites them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from rftkit.paths import DATA
 from rftkit.plots import LABELS, curves, refining_cost, save
 from rftkit.runs import RunFolder
 from rftkit.study.command import study
-from rftkit.study.report import readme_block
+from rftkit.study.report import page_table
 
+PAGES = ("README.md", "docs/results.md")  # whose blocks are filled
 _BLOCK = re.compile(
     r"(<!-- (?P<kind>results|study|bench): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL
 )
@@ -86,7 +87,7 @@ def fill(text: str) -> str:
 
     def table(kind: str, name: str) -> str:
         if kind == "study":
-            return readme_block(name, DATA / "runs" / "study")
+            return page_table(name, DATA / "runs" / "study")
         place = DATA / "runs" / (f"{name}.json" if kind == "bench" else f"{name}/summary.json")
         make = bench_markdown if kind == "bench" else markdown
         return make(json.loads(place.read_text(encoding="utf-8")))
@@ -118,5 +119,5 @@ if __name__ == "__main__":
         draw(summary.parent)
     if any((DATA / "runs" / "study").glob("*.jsonl")):
         print(study(Path("out/study"), report=True))
-    readme = Path("README.md")
-    readme.write_text(fill(readme.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    for page in map(Path, PAGES):
+        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")

@@ -1,6 +1,7 @@
 """What holds for the project as a whole: light imports, pins, docstrings, sizes."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def normal(name: str) -> str:
 def own_files() -> Iterator[Path]:
     """Files of the project, without asking git: it may be unpacked from an archive."""
     yield from (p for p in ROOT.iterdir() if p.is_file())
-    for folder in ("rftkit", "data", "notebooks", "tests"):
+    for folder in ("rftkit", "data", "docs", "examples", "notebooks", "tests"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts):
                 yield path
@@ -108,3 +109,26 @@ def test_data_stays_small_and_holds_no_pickle() -> None:
     assert sum(path.stat().st_size for path in files) <= 30e6
     assert sum(path.stat().st_size for path in MODELS.rglob("*.safetensors")) <= 10e6
     assert not [p for p in files if p.suffix in {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}]
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PAGES = [path for path in own_files() if path.suffix in (".md", ".ipynb")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    """Files, and headings in them."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    for link in LINK.findall(text):
+        if "://" in link or link.startswith("attachment:"):
+            continue
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if heading and target.suffix == ".md":
+            found = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            names = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in found}
+            assert heading in names, link

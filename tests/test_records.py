@@ -8,7 +8,7 @@ import pytest
 from rftkit.constraints import TUNED
 from rftkit.metrics import mean
 from rftkit.paths import DATA
-from rftkit.report import fill
+from rftkit.report import PAGES, fill
 from rftkit.runs import RunFolder
 
 RUNS = DATA / "runs"
@@ -51,11 +51,19 @@ def test_results_use_no_tuning_seed_and_repeat_what_the_runs_say(path: Path) -> 
             assert method[key]["mean"] == pytest.approx(mean([row[key] for row in last]))
 
 
-def test_the_readme_holds_the_recorded_numbers() -> None:
-    text = (DATA.parent / "README.md").read_text(encoding="utf-8")
-    for block in ("results: dialogue", "results: dialogue-gpu", "bench: bench-gpu"):
-        assert f"<!-- {block} -->" in text
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_holds_the_recorded_numbers(page: str) -> None:
+    text = (DATA.parent / page).read_text(encoding="utf-8")
+    assert "<!-- study: all -->" in text
     assert fill(text) == text
+
+
+def test_every_recorded_comparison_is_on_the_page_of_results() -> None:
+    text = (DATA.parent / "docs/results.md").read_text(encoding="utf-8")
+    found = {f"results: {path.parent.name}" for path in SUMMARIES if path.parent.parent == RUNS}
+    wanted = found | {"bench: bench-gpu", "study: doses", "study: limits"}
+    assert found
+    assert all(f"<!-- {block} -->" in text for block in wanted)
 
 
 def test_a_gpu_had_the_same_outcome() -> None:
@@ -96,12 +104,12 @@ def test_code_and_game_come_out_as_the_readme_claims(task: str) -> None:
     assert none["degenerate"]["mean"] > 0.4
 
 
-def test_seed_0_ends_as_readme_and_lesson_05_say() -> None:
+def test_seed_0_ends_as_the_results_and_lesson_05_say() -> None:
     def golds(folder: str) -> list[float]:
         rows = RunFolder(RUNS / folder / "dynamic-seed0").metrics()
         return [row["gold_reward"] for row in rows if row["gold_reward"] is not None]
 
-    demo, text = golds("demo"), (DATA.parent / "README.md").read_text(encoding="utf-8")
+    demo, text = golds("demo"), (DATA.parent / "docs/results.md").read_text(encoding="utf-8")
     assert f"on that seed it ends at {demo[-1]:.2f}" in text
     assert demo[-1] >= 0.93 * 1.5
     for earlier, end in (("fourth", 0.59), ("sixth", 0.10)):

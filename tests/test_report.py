@@ -1,4 +1,4 @@
-"""README's result tables: what a summary says, as a reader sees it."""
+"""The pages' result tables: what a summary says, as a reader sees it."""
 
 from rftkit.report import markdown
 

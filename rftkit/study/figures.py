@@ -91,7 +91,7 @@ def why(task: str, records: Records) -> Figure:
     panels: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("degenerate", "degenerate share of responses", ("none", "dynamic")),
         ("edit_ratio", "edit ratio: what the refiner changes", ("dynamic",)),
-        ("strength", "strength: constraint's share of the gradient", ("dynamic",)),
+        ("strength", "strength: share of the gradient", ("dynamic",)),
         ("pull", "pull: size of the constraint's gradient", ("dynamic",)),
         ("gold_reward", "gold reward", ("none", "dynamic")),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from rftkit.diff import to_html
 from rftkit.files import write_text
 from rftkit.plots import save
-from rftkit.study.analysis import SHORT, endings, results, telling, verdict
+from rftkit.study.analysis import endings, results, telling, verdict
 from rftkit.study.figures import doses, frontiers, limits, why
 from rftkit.study.plan import PROTOCOL, Protocol, Record, Records
 from rftkit.study.records import RecordFiles, sha256
@@ -49,7 +49,7 @@ LIMITS = """\
 Settings made against the dynamic constraint, beside the tuned methods. A grey bar is the gold
 maximum of the task that the setting trains on. Coefficient and learning rate are those that tuning
 chose for the task itself."""
-README_COLUMNS = tuple(c for c in SHORT if not c.name.startswith(("task", "sampled")))
+BLOCKS = {"all": overview_table, "doses": doses_table, "limits": limits_table}  # of pages
 
 
 def write(protocol: Protocol, records: Records, folder: Path) -> str:
@@ -130,21 +130,13 @@ def _edits(sample: Record) -> str:
     return to_html(word_diff(sample["response"], sample["refined"]))
 
 
-def task_text(protocol: Protocol, task: str, records: Records, short: bool = False) -> str:
+def task_text(protocol: Protocol, task: str, records: Records) -> str:
     """A task's results and paired differences."""
-    columns = {"columns": README_COLUMNS} if short else {}
-    parts = [
-        result_table(protocol, task, records, **columns),
-        missing_line(protocol, task, records, short),
-        difference_table(protocol, task, records),
-    ]
-    return "\n".join(part for part in parts if part)
+    makers = (result_table, missing_line, difference_table)
+    return "\n".join(part for make in makers if (part := make(protocol, task, records)))
 
 
-def readme_block(task: str, folder: Path, protocol: Protocol = PROTOCOL) -> str:
-    """README's table of a task, of "all", "doses" or "limits", from the records in `folder`."""
+def page_table(name: str, folder: Path, protocol: Protocol = PROTOCOL) -> str:
+    """A table for a page, of `BLOCKS`, from the records in `folder`."""
     model = sha256(str(protocol.common.get("model", "tiny")))
-    records = RecordFiles(folder, protocol.jobs(), model).read()
-    if task in (wholes := {"all": overview_table, "doses": doses_table, "limits": limits_table}):
-        return wholes[task](protocol, records)
-    return task_text(protocol, task, records, short=True)
+    return BLOCKS[name](protocol, RecordFiles(folder, protocol.jobs(), model).read())

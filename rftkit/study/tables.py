@@ -57,17 +57,15 @@ def _sign(method: Method) -> str:
     return "β" if method.kind == "kl" else "λ"
 
 
-def result_table(
-    protocol: Protocol, task: str, records: Records, columns: Sequence[Column] = COLUMNS
-) -> str:
+def result_table(protocol: Protocol, task: str, records: Records) -> str:
     """A task's results, a line a method that has any."""
-    lines = [_row(["method", "tuned", "seeds", *(c.name for c in columns)])]
-    lines.append("|" + "---|" * (3 + len(columns)))
+    lines = [_row(["method", "tuned", "seeds", *(c.name for c in COLUMNS)])]
+    lines.append("|" + "---|" * (3 + len(COLUMNS)))
     for m in protocol.methods:
         rows = results(task, m.name, records)
         if rows:
             tuned = chosen(protocol, task, m, records)
-            cells = [cell(rows, column) for column in columns]
+            cells = [cell(rows, column) for column in COLUMNS]
             lines.append(_row([m.label, tuned, str(len(rows)), *cells]))
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
@@ -93,14 +91,10 @@ def overview_table(protocol: Protocol, records: Records) -> str:
 
 def limits_table(protocol: Protocol, records: Records) -> str:
     """Gold reward and degenerate share under the dynamic constraint where it should fail."""
-    tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
+    tasks, lines = _dynamic_as_tuned(protocol, records)
     found = [by_setting(protocol, t, records) for t in tasks]
-    for task, settings in zip(tasks, found, strict=True):
-        settings[TUNED] = {"dynamic": results(task, "dynamic", records)}
-    lines = [_row(["dynamic: gold reward, degenerate share", *tasks])]
-    lines.append("|" + "---|" * (1 + len(tasks)))
     groups = [v.group for v in protocol.variations if v.part == "limits"]
-    for group in dict.fromkeys([TUNED, *groups]):
+    for group in dict.fromkeys(groups):
         rows = [settings.get(group, {}).get("dynamic", {}) for settings in found]
         lines.append(_row([group, *map(_gold_and_share, rows)]))
     return "\n".join(lines) + "\n"
@@ -108,11 +102,8 @@ def limits_table(protocol: Protocol, records: Records) -> str:
 
 def doses_table(protocol: Protocol, records: Records) -> str:
     """Gold reward and degenerate share by dose of the dynamic constraint, tasks side by side."""
-    tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
+    tasks, lines = _dynamic_as_tuned(protocol, records)
     found = [by_dose(protocol, t, records) for t in tasks]
-    lines = [_row(["dynamic: gold reward, degenerate share", *tasks])]
-    lines.append("|" + "---|" * (1 + len(tasks)))
-    lines.append(_row([TUNED, *(_gold_and_share(results(t, "dynamic", records)) for t in tasks)]))
     for group, (title, own) in DOSES.items():
         doses = {dose for groups in found for dose in groups.get(group, {})} - {own}
         for dose in sorted(doses):
@@ -121,17 +112,23 @@ def doses_table(protocol: Protocol, records: Records) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _dynamic_as_tuned(protocol: Protocol, records: Records) -> tuple[list[str], list[str]]:
+    """The tasks that have it, and the first lines of a table of them side by side."""
+    found = {t: rows for t in protocol.tasks if (rows := results(t, "dynamic", records))}
+    lines = [_row(["dynamic: gold reward, degenerate share", *found])]
+    lines.append("|" + "---|" * (1 + len(found)))
+    lines.append(_row([TUNED, *map(_gold_and_share, found.values())]))
+    return list(found), lines
+
+
 def _gold_and_share(rows: Mapping[int, Record]) -> str:
     return f"{cell(rows, GOLD)}, {cell(rows, DEGENERATE).partition(' ')[0]}" if rows else "–"
 
 
-def missing_line(protocol: Protocol, task: str, records: Records, short: bool = False) -> str:
-    """What a task's result lacks, by method or as a number; "" where nothing does."""
+def missing_line(protocol: Protocol, task: str, records: Records) -> str:
+    """What a task's result lacks, by method; "" where nothing does."""
     missing = missing_results(protocol, task, records)
-    if not missing:
-        return ""
-    told = f"{len(missing)} of {len(protocol.methods)} methods" if short else ", ".join(missing)
-    return f"Still missing: {told}.\n"
+    return f"Still missing: {', '.join(missing)}.\n" if missing else ""
 
 
 def difference_table(protocol: Protocol, task: str, records: Records) -> str:

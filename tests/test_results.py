@@ -1,0 +1,208 @@
+"""What docs/results.md and README say of the study is what its records hold."""
+
+import json
+from typing import Any
+
+import pytest
+
+from rftkit.metrics import bootstrap_ci, mean
+from rftkit.paths import DATA
+from rftkit.report import fill
+from rftkit.study.analysis import best_on_the_way, results, runs
+from rftkit.study.command import RECORDS
+from rftkit.study.exploits import BONUS, upsell
+from rftkit.study.methods import DOSES, METHODS, VARIATIONS
+from rftkit.study.plan import PROTOCOL
+from rftkit.study.records import RecordFiles, sha256
+from rftkit.tasks import load_task
+
+TASKS = PROTOCOL.tasks
+
+
+@pytest.fixture(scope="module")
+def study() -> "Study":
+    return Study(RecordFiles(RECORDS, PROTOCOL.jobs(), sha256("tiny")).read())
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """The words of docs/results.md on one line."""
+    return " ".join((DATA.parent / "docs/results.md").read_text(encoding="utf-8").split())
+
+
+class Study:
+    """The records, read by task, method or variation, and stage."""
+
+    def __init__(self, records: dict[str, Any]) -> None:
+        self.records = records
+
+    def rows(self, task: str, name: str, stage: str = "result") -> list[dict[str, Any]]:
+        """Records in the order of their seeds: five of a result, three of a variation."""
+        found = runs(self.records, f"{task}/{name}/{stage}")
+        assert sorted(found) == list(range(10, 15 if stage == "result" else 13))
+        return [found[seed] for seed in sorted(found)]
+
+    def each(self, task: str, name: str, stage: str = "result", key: str = "gold_reward") -> Any:
+        """A number at the end, seed by seed."""
+        rows = self.rows(task, name, stage)
+        return [row["final"][key] if key in row["final"] else row[key] for row in rows]
+
+    def ended(self, task: str, name: str, stage: str = "result", key: str = "gold_reward") -> float:
+        return mean(self.each(task, name, stage, key))
+
+
+def test_the_table_of_the_tasks_is_made_from_the_records(study: Study) -> None:
+    filled = fill("<!-- study: all -->\nold\n<!-- end -->\n").splitlines()
+    assert "old" not in filled
+    for method in METHODS:
+        for i, task in enumerate(TASKS):
+            rows = results(task, method.name, study.records).values()
+            if golds := [row["final"]["gold_reward"] for row in rows]:
+                low, high = bootstrap_ci(golds)
+                line = next(x for x in filled if x.startswith(f"| {method.label} |"))
+                told = f"{mean(golds):.2f} ({low:.2f} to {high:.2f}), "
+                assert line.split(" | ")[1 + i].startswith(told)
+
+
+def test_fewer_responses_refined(study: Study, page: str) -> None:
+    shares = [f"share-{share}" for share in (0.5, 0.25, 0.125)]
+    own = study.ended("game", "dynamic")
+    assert study.ended("game", shares[-1], "why") == pytest.approx(own, abs=0.04)
+    tokens = study.ended("game", shares[-1], "why", "generated") / 1000
+    all_of_them = mean(study.each("game", "dynamic", key="generated")[:3]) / 1000
+    assert f"enough, with {tokens:.0f} thousand tokens instead of {all_of_them:.0f}." in page
+    worst = 0.0
+    for task in ("dialogue", "code"):
+        golds = [study.ended(task, "dynamic"), *(study.ended(task, s, "why") for s in shares)]
+        assert golds == sorted(golds, reverse=True)
+        worst = max(worst, *(max(study.each(task, s, "why", "degenerate")) for s in shares))
+    assert f"single seeds degenerate up to {worst:.0%}." in page
+
+
+def test_noise_on_the_refiners_weights(study: Study, page: str) -> None:
+    own = {task: study.ended(task, "dynamic") for task in TASKS}
+    for task in TASKS:
+        for noise in (0.1, 0.2):
+            found = study.ended(task, f"damage-{noise}", "why")
+            assert found == pytest.approx(own[task], abs=0.04)
+    assert study.ended("game", "damage-0.4", "why") < own["game"] - 0.3
+    bad = {task: sorted(study.each(task, "damage-0.4", "why", "degenerate")) for task in TASKS}
+    assert max(bad["game"]) < 0.1
+    assert bad["dialogue"][1] < 0.1
+    worst = bad["dialogue"][2]
+    assert f"one seed of three ({worst:.0%} degenerate), on code all three." in page
+    assert min(bad["code"]) > 0.8
+
+
+def test_too_little_and_too_much_pull(study: Study) -> None:
+    bad = [share for task in TASKS for share in study.each(task, "lambda-0.3", "why", "degenerate")]
+    assert sum(share > 0.03 for share in bad) == 8  # of nine
+    for task in TASKS:
+        reached = min(map(best_on_the_way, study.rows(task, "lambda-0.3", "why")))
+        assert reached >= 0.87 * load_task(task).gold_max
+    for task, kept in (("game", 1.0), ("code", 7 / 8), ("dialogue", 4 / 5)):
+        share = study.ended(task, "lambda-3", "why") / study.ended(task, "dynamic")
+        assert share == pytest.approx(kept, abs=0.03)
+    for task in ("code", "dialogue"):
+        best = PROTOCOL.best_kl(task, study.records, complete=False)
+        assert study.ended(task, "lambda-10", "why") > study.ended(task, str(best))
+
+
+def test_rank_of_the_adapter(study: Study, page: str) -> None:
+    for task in ("code", "dialogue"):
+        own = study.ended(task, "dynamic")
+        assert study.ended(task, "rank-32", "why") == pytest.approx(own, abs=0.04)
+    bad = sorted(study.each("game", "rank-32", "why", "degenerate"))
+    assert bad[1] < 0.03
+    assert f"on the game one seed of three degenerates with it ({bad[2]:.0%})." in page
+
+
+def test_the_best_kl_of_the_game(study: Study, page: str) -> None:
+    assert PROTOCOL.best_kl("game", study.records) == "kl-k1-reward"
+    ours = study.ended("game", "dynamic")
+    ahead, before = (ours - study.ended("game", kl) for kl in ("kl-k1-reward", "kl-k3-loss"))
+    bad = study.ended("game", "kl-k1-reward", key="degenerate")
+    assert f"{ahead:.2f} ahead, not {before:.2f}, with {bad:.0%} of its responses" in page
+
+
+def test_a_refiner_that_learned_less(study: Study, page: str) -> None:
+    def quality(model: str, task: str) -> dict[str, float]:
+        text = (DATA / "models" / model / "quality.json").read_text(encoding="utf-8")
+        return json.loads(text)[task]
+
+    own = {task: study.ended(task, "dynamic") for task in TASKS}
+    kept = {task: quality("tiny-2612", task)["kept_clean"] for task in TASKS}
+    early = {task: study.ended(task, "training-2612", "why") for task in TASKS}
+    assert f"After {2612 / DOSES['training'][1]:.0%} of its pre-training" in page
+    assert f"returns {kept['game']:.0%} of the game's good drafts verbatim" in page
+    assert f"{kept['dialogue']:.0%} of dialogue's, which costs a sixth; " in page
+    assert f"{kept['code']:.0%} of code's, and the policy ends at {early['code']:.2f}" in page
+    assert early["game"] == pytest.approx(own["game"], abs=0.02)
+    assert early["dialogue"] / own["dialogue"] == pytest.approx(5 / 6, abs=0.02)
+    start = mean([row["curve"]["gold_reward"][0] for row in study.rows("code", "none")])
+    assert early["code"] < min(start, study.ended("code", "none"))
+    assert f"After {11_000 / DOSES['training'][1]:.0%} it keeps all of them" in page
+    for task in TASKS:
+        assert quality("tiny-11000", task)["kept_clean"] > 0.995
+        late = study.ended(task, "training-11000", "why")
+        assert late == pytest.approx(own[task], abs=0.02)
+    repaired = quality("tiny-11000", "dialogue")["fixed_neighbours"]
+    assert repaired == pytest.approx(0.8, abs=0.005)  # four in five
+
+
+def test_where_it_should_fail(study: Study, page: str) -> None:
+    tuned = {task: study.ended(task, "dynamic") for task in TASKS}
+    fluent = study.ended("dialogue", "fluent-exploit-dynamic", "limits")
+    assert f"ends at {fluent:.2f} instead of {tuned['dialogue']:.2f}." in page
+    assert study.ended("dialogue", "fluent-exploit-none", "limits", "degenerate") > 0.9
+    biased = {task: study.ended(task, "biased-refiner-dynamic", "limits") for task in TASKS}
+    assert f"without any, at {biased['dialogue']:.2f}," in page
+    assert f"programs without, at {biased['code']:.2f}." in page
+    assert biased["game"] == pytest.approx(tuned["game"], abs=0.02)
+    for task in TASKS:
+        assert study.ended(task, "biased-refiner-dynamic", "limits", "edit_ratio") < 0.01
+
+
+def test_twice_as_long(study: Study, page: str) -> None:
+    for task in ("dialogue", "code"):
+        longer = study.ended(task, "twice-as-long-dynamic", "limits")
+        assert longer == pytest.approx(study.ended(task, "dynamic"), abs=0.02)
+    rows = study.rows("game", "twice-as-long-dynamic", "limits")
+    failed, *others = sorted(rows, key=lambda row: -row["final"]["degenerate"])
+    assert all(row["final"]["degenerate"] < 0.03 for row in others)
+    bad, corrected = failed["final"]["degenerate"], failed["final"]["changed"]
+    assert f"in the end {bad:.0%} of its responses are degenerate." in page
+    assert f"corrects {corrected:.0%} of them, but λ = {failed['config']['coef']}" in page
+    stronger = "twice-as-long-at-3-lambda-dynamic"
+    assert max(study.each("game", stronger, "limits", "degenerate")) < 0.01
+    held = study.ended("game", stronger, "limits")
+    assert f"all three seeds hold, at {held:.2f}." in page
+
+
+def test_every_held_out_lake_can_be_crossed_without_going_up() -> None:
+    for prompt in load_task("game").prompts("heldout"):
+        rows, reached = prompt.columns["map"], [(0, 0)]
+        for r, c in reached:
+            for place in ((r + 1, c), (r, c - 1), (r, c + 1)):
+                on_it = 0 <= place[0] < len(rows) and 0 <= place[1] < len(rows)
+                if on_it and rows[place[0]][place[1]] != "H" and place not in reached:
+                    reached.append(place)
+        assert any(rows[r][c] == "G" for r, c in reached)
+
+
+def test_the_fluent_exploit_pays_for_large_only() -> None:
+    task = load_task("dialogue")
+    prompt = task.prompts("heldout")[0]
+    replies = ["Hello! One small tea.", "Hello! One large tea."]
+    columns = {name: [value, value] for name, value in prompt.columns.items()}
+    found = upsell(
+        [list(prompt.messages)] * 2, [[{"role": "assistant", "content": r}] for r in replies],
+        **columns,
+    )  # fmt: skip
+    plain = [s.task_reward for s in task.score([prompt] * 2, replies, [True] * 2, gold=False)]
+    assert found == [plain[0], pytest.approx(plain[1] + BONUS)]
+
+
+def test_every_dose_has_an_axis() -> None:
+    """A group without one would be missing from the figure."""
+    assert {v.group for v in VARIATIONS if v.part == "why"} == set(DOSES)
