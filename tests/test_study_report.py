@@ -1,5 +1,6 @@
 """What the study says: tables, differences, verdicts and figures follow its records."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,8 @@ import pytest
 from study_records import made_up
 
 from rftkit.metrics import bootstrap_ci, mean
-from rftkit.study.analysis import differences, results, verdict
-from rftkit.study.figures import doses, limits
+from rftkit.study.analysis import by_refiner, differences, results, verdict
+from rftkit.study.figures import doses, limits, refiners
 from rftkit.study.frontier import frontier
 from rftkit.study.methods import METHODS
 from rftkit.study.plan import PROTOCOL
@@ -250,3 +251,28 @@ def test_doses_stand_beside_the_tuned_method_task_by_task() -> None:
     first = drawn[0].containers[0].lines[0]
     assert (first.get_ydata()[0], first.get_markerfacecolor()) == (0.25, "white")
     plt.close(figure)
+
+
+def test_a_measured_refiner_stands_beside_the_runs_that_learned_from_it(tmp_path: Path) -> None:
+    records = made_up(ONE)
+    worst = "dialogue/damage-0.4/why/seed11"
+    records[worst]["final"] |= {"gold_reward": 0.3, "degenerate": 0.5}
+    whole = {"task": "dialogue", "refiner": "as tuned", "seed": None, "kept_clean": 1.0}
+    early = whole | {"refiner": "training 2612", "kept_clean": 0.8}
+    noisy = whole | {"refiner": "damage 0.4", "seed": 11, "kept_clean": 0.4}
+    measured = [row | {"fixed_neighbours": 0.9} for row in (whole, early, noisy)]
+    found = [(row["refiner"], run["job"]) for row, run in by_refiner(ONE, records, measured)]
+    assert [name for name, _ in found].count("as tuned") == 5
+    assert [job for name, job in found if name == "training 2612"] == [
+        f"dialogue/training-2612/why/seed{seed}" for seed in (10, 11, 12)
+    ]
+    assert [job for name, job in found if name == "damage 0.4"] == [worst]
+    figure = refiners(ONE, records, measured)
+    *_, last = (line for line in figure.axes[0].lines if len(line.get_xdata()))
+    assert (last.get_xdata()[0], last.get_ydata()[0]) == (0.4, pytest.approx(0.2))
+    assert last.get_markerfacecolor() == "white"
+    plt.close(figure)
+    (tmp_path / "refiners.json").write_text(json.dumps({"rows": measured}), encoding="utf-8")
+    write(ONE, records, tmp_path)
+    assert (tmp_path / "refiners.png").exists()
+    assert "(refiners.png)" in (tmp_path / "REPORT.md").read_text(encoding="utf-8")

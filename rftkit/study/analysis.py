@@ -5,7 +5,7 @@ Everything works on what is there, and says what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from rftkit.metrics import mean, paired_bootstrap
@@ -156,6 +156,19 @@ def by_dose(
         if tuned:
             doses[DOSES[group][1]] = tuned
     return found
+
+
+def by_refiner(
+    protocol: Protocol, records: Records, measured: Sequence[Record]
+) -> Iterator[tuple[Record, Record]]:
+    """Each refiner that `rftkit.study.refiners` measured, with each run that learned from it."""
+    for row in measured:
+        task, name, seed = row["task"], row["refiner"], row["seed"]
+        rows = results(task, "dynamic", records)
+        if name != TUNED:
+            variation = next(v for v in protocol.variations if v.name == name)
+            rows = varied(task, variation, records)
+        yield from ((row, run) for at, run in rows.items() if seed in (None, at))
 
 
 def endings(protocol: Protocol, task: str, records: Records) -> list[tuple[str, Record]]:

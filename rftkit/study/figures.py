@@ -24,6 +24,7 @@ from rftkit.study.analysis import (
     GOLD,
     TUNED,
     by_dose,
+    by_refiner,
     by_setting,
     results,
 )
@@ -153,6 +154,37 @@ def _doses(axis: Axes, points: Mapping[float, Mapping[int, Record]], own: float)
         )  # fmt: skip
     axis.set_xticks(list(places), [f"{d:g}" + ("\ntuned" if d == own else "") for d in doses])
     axis.margins(x=0.08)
+
+
+def refiners(protocol: Protocol, records: Records, measured: Sequence[Record]) -> Figure:
+    """Gold reward of each policy over what its refiner does to good and to malformed drafts."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+    looks: dict[str, dict[str, Any]] = {
+        task: {"color": COLOURS["dynamic"], "marker": mark, "markersize": 7, "alpha": 0.75}
+        for task, mark in zip(protocol.tasks, "os^", strict=False)
+    }
+    for row, run in by_refiner(protocol, records, measured):
+        gold = _gold(run) / load_task(row["task"]).gold_max
+        look = looks[row["task"]] | {"clip_on": False}
+        if _degenerate(run) > DEGENERATE_BAR:
+            look["markerfacecolor"] = "white"
+        for axis, key in zip(axes, ("kept_clean", "fixed_neighbours"), strict=True):
+            axis.plot(row[key], gold, **look)
+    kept, repaired = axes
+    kept.set_xlabel("share of good drafts that its refiner returns verbatim")
+    repaired.set_xlabel("share of flaws that its refiner repairs")
+    kept.set_ylabel("gold reward at the end, share of its maximum")
+    for axis in axes:
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        _plain(axis)
+    for task, look in looks.items():
+        kept.plot([], [], linestyle="none", label=task, **look)
+    kept.legend(frameon=False, loc="upper left")
+    told = f"hollow: over {DEGENERATE_BAR:.0%} degenerate"
+    figure.suptitle(f"what makes a refiner good enough ({told})", fontsize=13)
+    return figure
 
 
 def limits(protocol: Protocol, records: Records) -> Figure:

@@ -61,8 +61,7 @@ def condense(job: Job, run: RunFolder, model: str, failed: str = "") -> dict[str
         "failed": failed,
         "model": model,
         "config": run.config().to_dict(),
-        "versions": {name: version(name) for name in PACKAGES}
-        | {"python": platform.python_version(), "machine": platform.machine()},
+        "versions": versions(),
         "final": {
             key: _short(evaluated[-1].get(key))
             for key in ("step", "gold_reward", "heldout_task_reward", "degenerate", "kl")
@@ -74,6 +73,12 @@ def condense(job: Job, run: RunFolder, model: str, failed: str = "") -> dict[str
         "curve": curve,
         "samples": [] if job.part == "tuning" else _telling(run.samples()),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide a number, of Python, and the kind of machine."""
+    found = {name: version(name) for name in PACKAGES}
+    return found | {"python": platform.python_version(), "machine": platform.machine()}
 
 
 def _generated(rows: Sequence[Record], share: float) -> dict[int, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rftkit.diff import to_html
 from rftkit.files import write_text
 from rftkit.plots import save
 from rftkit.study.analysis import endings, results, telling, verdict
-from rftkit.study.figures import doses, frontiers, limits, why
+from rftkit.study.figures import doses, frontiers, limits, refiners, why
 from rftkit.study.plan import PROTOCOL, Protocol, Record, Records
 from rftkit.study.records import RecordFiles, sha256
 from rftkit.study.tables import (
@@ -45,6 +46,10 @@ its refiner deleted, underlined what it wrote."""
 DOSED = """\
 The tuned dynamic constraint with one thing changed. A row as tuned has all result seeds, the others
 the first three."""
+ENOUGH = """\
+Each mark is a policy: what its refiner does to drafts for held-out prompts (`refiners.json`), and
+the gold reward that it led to. The refiner is the tuned one, one stopped early, or one with noise
+on its weights."""
 LIMITS = """\
 Settings made against the dynamic constraint, beside the tuned methods. A grey bar is the gold
 maximum of the task that the setting trains on. Coefficient and learning rate are those that tuning
@@ -64,17 +69,26 @@ def write(protocol: Protocol, records: Records, folder: Path) -> str:
             figures[f"why-{task}"] = why(task, records)
     if _any("why", records):
         figures["doses"] = doses(protocol, records)
+    measured = _measured(folder)
+    if measured and _any("why", records):
+        figures["refiners"] = refiners(protocol, records, measured)
     if _any("limits", records):
         figures["limits"] = limits(protocol, records)
     for name, figure in figures.items():
         save(folder / f"{name}.png", figure)
         written.append(folder / f"{name}.png")
-    write_text(folder / "REPORT.md", text(protocol, records))
+    write_text(folder / "REPORT.md", text(protocol, records, "refiners" in figures))
     verdicts = [verdict(protocol, task, records) for task in protocol.tasks]
     return "\n".join([*verdicts, "", *(f"written: {path}" for path in written)])
 
 
-def text(protocol: Protocol, records: Records) -> str:
+def _measured(folder: Path) -> list[Record]:
+    """What refiners do to drafts, where that was measured (`rftkit.study.refiners`)."""
+    path = folder / "refiners.json"
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+
+
+def text(protocol: Protocol, records: Records, refiners_drawn: bool = False) -> str:
     """The report in Markdown."""
     total = len(protocol.jobs())
     lines = [
@@ -104,6 +118,9 @@ def text(protocol: Protocol, records: Records) -> str:
     if _any("why", records):
         lines += ["", "## How much of it is needed", "", DOSED, ""]
         lines += [doses_table(protocol, records), "![Gold reward by dose](doses.png)"]
+    if refiners_drawn:
+        lines += ["", "## Which refiner is good enough", "", ENOUGH, ""]
+        lines.append("![Gold reward over what a refiner keeps and repairs](refiners.png)")
     if _any("limits", records):
         lines += ["", "## Where it should fail", "", LIMITS, ""]
         lines.append("![Gold reward and degenerate share where it should fail](limits.png)")

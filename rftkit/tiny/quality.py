@@ -17,6 +17,7 @@ from rftkit.tasks import Prompt, Task
 from rftkit.tiny.corpus import DRAFT_KINDS, draft_pair
 
 DRAFTS = 4  # of each kind, for each prompt
+SPARE = 16  # tokens that a refined draft may be longer than a response
 NEIGHBOURED = 64  # prompts whose good responses are taken one step too far, in every way
 ENOUGH = 20  # drafts of one such way, to rank it
 
@@ -29,14 +30,21 @@ def measure(policy: Policy, task: Task, prompts: int = 256, seed: int = 1) -> di
     *neighbours: drafts one step from good form (`Task.neighbours`), all and the worst kind of step.
     """
     rows = task.prompts("heldout")[:prompts]
+    refiner = OnlineRefiner(policy, task.max_new_tokens + SPARE)
+    return _base(policy, task, rows, seed) | refining(refiner, task, rows, seed)
+
+
+def refining(
+    refiner: OnlineRefiner, task: Task, rows: Sequence[Prompt], seed: int = 1
+) -> dict[str, float]:
+    """The figures of `measure` that concern any refiner, on drafts for these prompts."""
     rng = random.Random(seed)
-    found = _base(policy, task, rows, seed)
-    well_formed: list[bool] = []
-    rows = rows * DRAFTS
+    found, well_formed, encode = {}, list[bool](), refiner.policy.encode
+    rows = [*rows] * DRAFTS
     for kind in DRAFT_KINDS:
         pairs = [_pair(task, kind, p, rng) for p in rows]
         sound = [task.well_formed(p, d) for p, (d, _) in zip(rows, pairs, strict=True)]
-        out = OnlineRefiner(policy, task.max_new_tokens + 16).refine(rows, [d for d, _ in pairs])
+        out = refiner.refine(rows, [d for d, _ in pairs])
         good = [
             not r.fallback and task.well_formed(p, r.refined)
             for p, r in zip(rows, out, strict=True)
@@ -48,18 +56,18 @@ def measure(policy: Policy, task: Task, prompts: int = 256, seed: int = 1) -> di
             found[f"fixed_{kind}"] = fmean(g for g, s in zip(good, sound, strict=True) if not s)
             found[f"edit_ratio_{kind}"] = fmean(r.edit_ratio for r in out)
             found[f"least_edit_ratio_{kind}"] = fmean(
-                edit_ratio(policy.encode(d), policy.encode(t)) for d, t in pairs
+                edit_ratio(encode(d), encode(t)) for d, t in pairs
             )
     found["broken"] = 1 - fmean(well_formed)
-    return found | _neighbours(policy, task, rows[:NEIGHBOURED], rng)
+    return found | _neighbours(refiner, task, rows[:NEIGHBOURED], rng)
 
 
 def _neighbours(
-    policy: Policy, task: Task, rows: Sequence[Prompt], rng: random.Random
+    refiner: OnlineRefiner, task: Task, rows: Sequence[Prompt], rng: random.Random
 ) -> dict[str, float]:
     """Share of malformed drafts one step from good form that are fixed: of all, and by kind."""
     drafts = [(kind, p, draft) for p in rows for kind, draft in task.neighbours(p, rng)]
-    refiner, fixed = OnlineRefiner(policy, task.max_new_tokens + 16), defaultdict(list)
+    fixed = defaultdict(list)
     for start in range(0, len(drafts), 512):
         part = drafts[start : start + 512]
         out = refiner.refine([p for _, p, _ in part], [draft for *_, draft in part])
