@@ -177,7 +177,7 @@ def _model(problems: Problems, folder: Path = TINY_MODEL) -> dict[str, Any]:
     missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
     if missing:
         problem = f"the shipped model lacks {', '.join(missing)} in {folder}"
-        _add(problems, problem, f"rftkit pretrain --out {folder}, or clone or install rftkit anew")
+        _add(problems, problem, "clone or install rftkit anew: the model is part of it")
     return {"model": {"path": str(folder), "present": not missing}}
 
 

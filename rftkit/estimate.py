@@ -21,9 +21,9 @@ from rftkit.chat import encode_chat, encode_text
 from rftkit.config import PRESETS, RunConfig
 from rftkit.decoding import PART_TOKENS
 from rftkit.errors import UserError
+from rftkit.hub import locate
 from rftkit.instruct import EXAMPLES, RULES
 from rftkit.models import compute_dtype, native
-from rftkit.paths import model_source
 from rftkit.tasks import task_of
 from rftkit.tasks.base import instructed
 
@@ -322,7 +322,7 @@ def _response(config: RunConfig) -> int:
 
 def _rules(model: str) -> int:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_source(model))
+        tokenizer = AutoTokenizer.from_pretrained(locate(model))
     except (OSError, ValueError):
         return UNKNOWN_RULES
     texts = [RULES, *(text for example in EXAMPLES for text in example)]
@@ -334,7 +334,7 @@ def _prompt_lengths(config: RunConfig, prompt_tokens: int) -> tuple[int, int]:
     if prompt_tokens:
         return prompt_tokens, prompt_tokens
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_source(config.model))
+        tokenizer = AutoTokenizer.from_pretrained(locate(config.model))
         task = task_of(config)
         told = "" if native(tokenizer) else task.instruction
         prompts = instructed(task.prompts("train"), told)
@@ -350,7 +350,7 @@ def read_shape(model: str) -> Shape:
     Raises UserError where there is none, or none of a decoder.
     """
     try:
-        return shape_of(AutoConfig.from_pretrained(model_source(model)))
+        return shape_of(AutoConfig.from_pretrained(locate(model)))
     except (OSError, ValueError, AttributeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"model: {model!r} has no usable config.json ({first})") from None

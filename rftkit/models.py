@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,13 @@ from transformers.utils import logging as transformers_logging
 
 from rftkit.chat import encode_chat, encode_text
 from rftkit.errors import UserError
-from rftkit.paths import embedded, learned_tasks, model_source
+from rftkit.hub import locate
+from rftkit.paths import embedded, learned_tasks
 from rftkit.state import reading
 
 log = logging.getLogger("rftkit")
+PRECISIONS = ("nf4", "bf16", "fp32")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass
@@ -154,8 +157,10 @@ def load_policy(
     precision: "nf4" (4-bit, double quantisation), "bf16" or "fp32"; where the device cannot do it,
     the next one that works is taken and a line says so.
     adapter: a folder saved by PEFT; without it the adapter is fresh (B = 0, A from `seed`).
-    Raises UserError where the model cannot be read.
+    Raises UserError where the model cannot be read, or a setting is unknown.
     """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision: {precision!r} is unknown; choose of {', '.join(PRECISIONS)}")
     target = pick_device(device, model)
     precision = _supported(precision, target)
     base, tokenizer = _load_base(model, precision, target)
@@ -193,7 +198,12 @@ def stays_on_cpu(device: str, model: str) -> bool:
 
 
 def pick_device(device: str, model: str = "") -> torch.device:
-    """Resolve "auto"; fall back to the CPU, with one line, where the device is missing."""
+    """Resolve "auto"; fall back to the CPU, with one line, where the device is missing.
+
+    Raises UserError for a device that is none.
+    """
+    if device not in DEVICES:
+        raise UserError(f"device: {device!r} is unknown; choose of {', '.join(DEVICES)}")
     if stays_on_cpu(device, model):
         device = "cpu"
     elif device == "auto":
@@ -248,7 +258,7 @@ def _supported(precision: str, device: torch.device) -> str:
 
 
 def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, Any]:
-    path = model_source(model)
+    path = locate(model)
     dtype = compute_dtype(precision, device)
     options: dict[str, Any] = {"dtype": dtype}
     if precision == "nf4":
@@ -259,7 +269,7 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
             raise UserError(f"model: {model!r} is stored in 4 bits; use it with --precision nf4")
         if precision == "nf4" and not stored:
             options["quantization_config"] = nf4_config(dtype)
-        with _quiet():
+        with _quiet() if embedded(model) else nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(path)
             base: Any = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
     except (OSError, ValueError) as error:

@@ -104,6 +104,13 @@ def test_a_model_that_is_not_there_is_the_users_mistake(tmp_path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_an_unknown_precision_or_device_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"precision: 'nf5' is unknown; choose of nf4, bf16, fp32"):
+        load_policy("tiny", "nf5")
+    with pytest.raises(UserError, match=r"device: 'gpu' is unknown; choose of auto, cpu, cuda"):
+        load_policy("tiny", device="gpu")
+
+
 def test_another_policy_can_be_the_reference_for_a_while() -> None:
     policy = load_policy(model_folder())
     nudge(policy)

@@ -1,0 +1,47 @@
+"""Where transformers finds a model: a shipped one, a folder, or a name on the Hugging Face hub.
+
+A name is looked up once and quickly, for transformers would try each file of it for half a minute.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from huggingface_hub import model_info, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError as NotFound
+
+from rftkit.errors import UserError
+from rftkit.paths import model_source
+
+SECONDS = 10.0  # for the hub to answer
+
+
+def locate(model: str) -> str:
+    """What transformers loads: a folder, or a name that the hub knows.
+
+    Where the hub cannot be reached, the folder of the copy that was fetched before. Raises
+    UserError where there is neither.
+    """
+    source = model_source(model)
+    return source if Path(source).exists() else _on_hub(model)
+
+
+@cache
+def _on_hub(model: str) -> str:
+    failed = f"model: {model!r} cannot be loaded: no such folder, and"
+    try:
+        model_info(model, timeout=SECONDS)
+    except HFValidationError:
+        raise UserError(f"{failed} no name of a model on the Hugging Face hub either") from None
+    except NotFound:
+        told = "no such model on the Hugging Face hub; one that is private needs `hf auth login`"
+        raise UserError(f"{failed} {told}") from None
+    except Exception:  # whatever a network throws, or the hub answers when it is down
+        try:
+            return str(snapshot_download(model, local_files_only=True))
+        except LocalEntryNotFoundError:
+            told = "the Hugging Face hub cannot be reached; check the name, or the network"
+            raise UserError(f"{failed} {told}") from None
+    return model
