@@ -8,7 +8,8 @@ isolate the idea (identity, fresh, random-edit) share the refiner's interface.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -26,6 +27,7 @@ from rftkit.rollout import generate
 from rftkit.tasks import Prompt
 
 Messages = Sequence[dict[str, str]]
+TRIES = 100  # at random edits that add up to as many as the refiner's
 
 
 @dataclass(frozen=True)
@@ -215,9 +217,10 @@ class FreshRefiner(OnlineRefiner):
 
 
 class RandomEditRefiner(OnlineRefiner):
-    """Control: as many token edits as the refiner makes, in random places, to random tokens.
+    """Control: as many insertions, deletions and substitutions as the refiner makes, at random.
 
-    Like the refiner it ends every response, so that only *what* is edited differs.
+    Like the refiner it ends every response, and it writes as many tokens, so that only *what* is
+    edited differs.
     """
 
     name = "random-edit"
@@ -227,24 +230,52 @@ class RandomEditRefiner(OnlineRefiner):
     ) -> list[Refinement]:
         rng = random.Random(seed)
         real = super()._refine(prompts, responses, seed)
-        pool = [i for y in responses for i in y if i not in self.policy.eos_ids] or [0]
-        edited = []
-        for r in real:
-            count = Levenshtein.distance(r.response_ids, r.refined_ids)
-            target = _edited(r.response_ids, r.refined_ids[-1:], count, pool, rng)
-            edited.append(self._refinement(r.response_ids, Answer(target)))
-        return edited
+        written = [i for r in real for i in (*r.response_ids, *r.refined_ids)]
+        pool = [i for i in written if i not in self.policy.eos_ids]
+        targets = [_edited(r.response_ids, r.refined_ids, pool, rng) for r in real]
+        pairs = zip(real, targets, strict=True)
+        return [self._refinement(r.response_ids, Answer(target)) for r, target in pairs]
 
 
 def _edited(
-    ids: list[int], end: list[int], count: int, pool: Sequence[int], rng: random.Random
+    ids: list[int], refined: list[int], pool: Sequence[int], rng: random.Random
 ) -> list[int]:
-    """A sequence that ends in `end`, `count` edits from `ids`; `ids` itself where count is 0."""
+    """`ids` with the edits that led to `refined`, each made in another place and to another token.
+
+    It has the length of `refined` and ends as that does; `ids` itself where nothing was edited.
+    """
+    count = Levenshtein.distance(ids, refined)
+    if not count:
+        return ids
+    end = refined[-1:]
     body = ids[: len(ids) - (ids[-1:] == end)]
-    while count and Levenshtein.distance(ids, [*body, *end]) < count:
-        kind, i = rng.choice(("insert", "delete", "substitute")), rng.randrange(len(body) + 1)
-        body[i : i + (kind != "insert")] = [] if kind == "delete" else [rng.choice(pool)]
-    return [*body, *end] if count else ids
+    edits = Levenshtein.editops(ids, refined)
+    ending = [op for op in edits if op.tag != "delete" and op.dest_pos == len(refined) - 1]
+    kinds = Counter(op.tag for op in edits if op not in ending)
+    kinds["delete"] += sum(op.tag == "replace" for op in ending)  # of a token, by the end
+    target = refined
+    for _ in range(TRIES):
+        target = [*_shuffled(body, kinds, pool, rng), *end]
+        if Levenshtein.distance(ids, target) == count:  # no edit took another one back
+            break
+    return target
+
+
+def _shuffled(
+    body: Sequence[int], kinds: Mapping[str, int], pool: Sequence[int], rng: random.Random
+) -> list[int]:
+    """`body` after so many edits of each kind, in random places."""
+    places = rng.sample(range(len(body)), kinds["delete"] + kinds["replace"])
+    deleted, replaced = set(places[: kinds["delete"]]), set(places[kinds["delete"] :])
+    found = []
+    for i, token in enumerate(body):
+        if i in replaced:
+            found.append(rng.choice([other for other in pool if other != token]))
+        elif i not in deleted:
+            found.append(token)
+    for _ in range(kinds["insert"]):
+        found.insert(rng.randrange(len(found) + 1), rng.choice(pool))
+    return found
 
 
 REFINERS = {r.name: r for r in (OnlineRefiner, IdentityRefiner, FreshRefiner, RandomEditRefiner)}

@@ -1,11 +1,13 @@
 """The embedded model as refiner, and the controls that isolate the idea."""
 
+import random
+
 import pytest
 from rapidfuzz.distance import Levenshtein
 
 from rftkit import OnlineRefiner, load_policy, load_task
 from rftkit.models import Policy
-from rftkit.refiner import REFINERS
+from rftkit.refiner import REFINERS, _edited
 
 CLEAN = "Hello, Ana! One small tea with milk, to go. Thank you!"
 FLOODED = (
@@ -86,8 +88,31 @@ def test_the_controls(policy: Policy, prompt: str) -> None:
         size = Levenshtein.distance(real.response_ids, real.refined_ids)
         edits = Levenshtein.distance(random_edit.response_ids, random_edit.refined_ids)
         assert edits == size
+        assert len(random_edit.refined_ids) == len(real.refined_ids)
         assert random_edit.changed == (size > 0)
         assert random_edit.refined_ids[-1] == eos
+
+
+@pytest.mark.parametrize(
+    ("ids", "refined"),
+    [
+        ([5, 6, 7, 8, 1], [5, 7, 8, 1]),  # deleted
+        ([5, 6, 7, 8, 1], [5, 6, 9, 7, 8, 1]),  # inserted
+        ([5, 6, 7, 8, 1], [5, 9, 8, 2, 3, 1]),  # all kinds
+        ([5] * 32, [5, 5, 6, 1]),  # a flood that did not end
+        ([5], [1]),
+        ([1], [5, 6, 1]),
+    ],
+)
+def test_random_edits_are_as_many_and_as_long_as_the_refiners(
+    ids: list[int], refined: list[int]
+) -> None:
+    for seed in range(30):
+        found = _edited(ids, refined, [*ids[:-1], 9, 4], random.Random(seed))
+        assert len(found) == len(refined)
+        assert found[-1] == 1
+        assert Levenshtein.distance(ids, found) == Levenshtein.distance(ids, refined)
+    assert _edited(ids, ids, [9], random.Random(0)) == ids
 
 
 def test_random_edits_end_what_the_refiner_ends(policy: Policy, prompt: str) -> None:
@@ -101,4 +126,5 @@ def test_random_edits_end_what_the_refiner_ends(policy: Policy, prompt: str) -> 
     assert size > 5
     assert {r.refined_ids[-1] for r in found} == {policy.tokenizer.eos_token_id}
     assert {Levenshtein.distance(unended, r.refined_ids) for r in found} == {size}
+    assert {len(r.refined_ids) for r in found} == {len(real.refined_ids)}
     assert len({tuple(r.refined_ids) for r in found}) == 10
