@@ -3,7 +3,8 @@
     python examples/trl_collapse.py
 
 Trains on café orders with λ = 0, then with the tuned λ; what was interrupted goes on where it was
-saved. Writes data/runs/trl (one object a step, and a figure) and the table of docs/scaling.md.
+saved. Writes one object a step and a figure, and with `--out data/runs/trl` the table of
+docs/scaling.md as well.
 """
 
 import argparse

@@ -93,9 +93,11 @@ def test_noise_on_the_refiners_weights(study: Study, page: str) -> None:
     assert min(bad["code"]) > 0.8
 
 
-def test_too_little_and_too_much_pull(study: Study) -> None:
-    bad = [share for task in TASKS for share in study.each(task, "lambda-0.3", "why", "degenerate")]
-    assert sum(share > 0.03 for share in bad) == 8  # of nine
+def test_too_little_and_too_much_pull(study: Study, page: str) -> None:
+    shares = [s for task in TASKS for s in study.each(task, "lambda-0.3", "why", "degenerate")]
+    healthy, *bad = sorted(shares)
+    assert healthy < 0.03
+    assert f"eight policies of nine end with {min(bad):.0%} to {max(bad):.0%} of degen" in page
     for task in TASKS:
         reached = min(map(best_on_the_way, study.rows(task, "lambda-0.3", "why")))
         assert reached >= 0.87 * load_task(task).gold_max
@@ -148,12 +150,10 @@ def test_what_makes_a_refiner_good_enough(study: Study, page: str) -> None:
     good = [(row, share) for row, share in pairs if row["kept_clean"] >= 0.96]
     others = [(row, share) for row, share in pairs if row["kept_clean"] < 0.96]
     least = min(share for _, share in good)
-    assert f"has led to at least {least:.0%} of the gold maximum." in page
+    assert f"keeps at least 96% has led to at least {least:.0%} of the gold maximum." in page
     assert max(share for row, share in others if row["task"] in ("code", "game")) < least
-    lazy = min((row for row, _ in good), key=lambda row: row["fixed_neighbours"])
-    assert lazy["task"] == "dialogue"
-    repairs, worst = lazy["fixed_neighbours"], lazy["fixed_worst_neighbours"]
-    assert f"only {repairs:.0%} of dialogue's flaws, and of the worst kind {worst:.0%}." in page
+    laziest = min(row["fixed_neighbours"] for row, _ in good)
+    assert f"All of them repair at least {laziest:.0%}:" in page
     noisy = [pair for pair in pairs if pair[0]["refiner"] == "damage 0.4"]
     noisy = sorted((pair for pair in noisy if pair[0]["task"] == "game"), key=lambda p: p[1])
     fixed, kept = ([row[key] for row, _ in noisy] for key in ("fixed_neighbours", "kept_clean"))
@@ -169,7 +169,12 @@ def test_what_makes_a_refiner_good_enough(study: Study, page: str) -> None:
     repaired, kept = code["fixed_neighbours"], code["kept_clean"]
     told = f"repairs {repaired:.0%}, and keeps {kept:.0%}: {end:.2f}."
     assert f"after {5800 / DOSES['training'][1]:.0%} of its pre-training {told}" in page
-    assert one("dialogue", "training 2612")["kept_clean"] == pytest.approx(7 / 8, abs=0.01)
+    early = {task: one(task, "training 2612") for task in TASKS}
+    assert early["dialogue"]["kept_clean"] == pytest.approx(7 / 8, abs=0.01)
+    assert early["game"]["kept_clean"] == pytest.approx(0.99, abs=0.005)
+    unusual = {task: 1 - row["kept_unusual"] for task, row in early.items()}
+    assert f"which the figure leaves out, {unusual['dialogue']:.0%})" in page
+    assert f"(of the unusual ones {unusual['game']:.0%})" in page
 
 
 def test_where_it_should_fail(study: Study, page: str) -> None:
@@ -192,9 +197,9 @@ def test_twice_as_long(study: Study, page: str) -> None:
     rows = study.rows("game", "twice-as-long-dynamic", "limits")
     failed, *others = sorted(rows, key=lambda row: -row["final"]["degenerate"])
     assert all(row["final"]["degenerate"] < 0.03 for row in others)
-    bad, corrected = failed["final"]["degenerate"], failed["final"]["changed"]
+    bad, changed = failed["final"]["degenerate"], failed["final"]["changed"]
     assert f"in the end {bad:.0%} of its responses are degenerate." in page
-    assert f"corrects {corrected:.0%} of them, but λ = {failed['config']['coef']}" in page
+    assert f"changes {changed:.0%} of all responses, but λ = {failed['config']['coef']}" in page
     stronger = "twice-as-long-at-3-lambda-dynamic"
     assert max(study.each("game", stronger, "limits", "degenerate")) < 0.01
     held = study.ended("game", stronger, "limits")

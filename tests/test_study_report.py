@@ -49,8 +49,9 @@ def test_the_overview_holds_what_the_tasks_own_tables_hold() -> None:
         gold = [r["final"]["gold_reward"] for r in results(task, "dynamic", records).values()]
         assert cells["dynamic"][i].startswith(f"{mean(gold):.2f} (")
         for c in differences(two, task, records):
+            label, _, form = c.label.rstrip(")").partition(" (")
             told = f"{c.mean:+.2f} ({c.low:+.2f} to {c.high:+.2f})"
-            assert cells[c.label.partition(" (")[0]][i] == told
+            assert cells[label][i] == told + (f" over {form}" if form else "")
 
 
 def test_differences_are_paired_and_take_the_kl_that_tuning_preferred() -> None:
@@ -211,20 +212,29 @@ def test_the_figure_of_limits_has_each_setting_beside_the_tuned_methods() -> Non
     plt.close(figure)
 
 
-def test_the_readmes_table_of_limits_holds_means_and_intervals_of_the_records() -> None:
+def test_the_table_of_limits_holds_means_and_intervals_of_the_records() -> None:
     records = made_up(PROTOCOL, lambda job: job.task == "game" and job.part == "limits")
     rows = [x.strip("| ").split(" | ") for x in limits_table(PROTOCOL, records).splitlines()]
     cells = {row[0]: row[1:] for row in rows[2:]}
-    groups = ["no flaw", "fluent exploit", "biased refiner", "twice as long"]
-    assert list(cells) == ["as tuned", *groups, "twice as long at 3 λ"]
-    assert [row[2] for row in list(cells.values())[1:]] == ["–"] * 5
-    assert cells["no flaw"][0] == cells["fluent exploit"][1] == "–"
+    all_three = [": dynamic", ": KL", ": no constraint"]
+    assert list(cells) == [
+        *(
+            group + name
+            for group in ("as tuned", "no flaw", "fluent exploit")
+            for name in all_three
+        ),
+        "biased refiner: dynamic",
+        "twice as long: dynamic",
+        "twice as long: KL",
+    ]
+    assert [row[2] for row in list(cells.values())[3:]] == ["–"] * 9
+    assert cells["no flaw: dynamic"][0] == cells["fluent exploit: KL"][1] == "–"
     rows = [r for k, r in records.items() if k.startswith("code/biased-refiner-dynamic/")]
     golds = [r["final"]["gold_reward"] for r in rows]
     low, high = bootstrap_ci(golds)
     bad = mean([r["final"]["degenerate"] for r in rows])
     told = f"{mean(golds):.2f} ({low:.2f} to {high:.2f}), {bad:.1%}"
-    assert (len(rows), cells["biased refiner"][1]) == (3, told)
+    assert (len(rows), cells["biased refiner: dynamic"][1]) == (3, told)
 
 
 def test_doses_stand_beside_the_tuned_method_task_by_task() -> None:

@@ -92,7 +92,7 @@ def differences(protocol: Protocol, task: str, records: Records) -> list[Compare
     gold = GOLD.read
     rivals: list[tuple[str, str, Callable[[Record], float | None]]] = [
         ("no constraint", "none", gold),
-        ("no constraint, its best evaluation afterwards", "none", best_on_the_way),
+        ("no constraint at its best step, known afterwards", "none", best_on_the_way),
         ("no constraint, stopped early", "none-early", gold),
     ]
     if kl is not None:
@@ -139,6 +139,13 @@ def by_setting(
             methods = found.setdefault(v.group, {})
             methods.setdefault(row["config"]["constraint"], {})[seed] = row
     return found
+
+
+def as_tuned(protocol: Protocol, task: str, records: Records) -> dict[str, dict[int, Record]]:
+    """Result runs of no constraint, of the best KL and of the dynamic one, as far as they ran."""
+    names = {"none": "none", "kl": protocol.best_kl(task, records, False), "dynamic": "dynamic"}
+    found = {c: results(task, name, records) for c, name in names.items() if name}
+    return {constraint: rows for constraint, rows in found.items() if rows}
 
 
 def by_dose(

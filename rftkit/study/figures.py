@@ -23,6 +23,7 @@ from rftkit.study.analysis import (
     DEGENERATE_BAR,
     GOLD,
     TUNED,
+    as_tuned,
     by_dose,
     by_refiner,
     by_setting,
@@ -201,7 +202,7 @@ def limits(protocol: Protocol, records: Records) -> Figure:
     )
     handles: dict[str, Any] = {}
     for column, task in zip(axes.T, tasks, strict=False):
-        settings = {TUNED: _tuned(protocol, task, records)} | found[task]
+        settings = {TUNED: as_tuned(protocol, task, records)} | found[task]
         for place, methods in enumerate(settings.values()):
             for name, rows in methods.items():
                 shift = 0.2 * (list(OFFSETS).index(name) - 1)
@@ -227,13 +228,6 @@ def limits(protocol: Protocol, records: Records) -> Figure:
                       frameon=False, fontsize=9.5)  # fmt: skip
     figure.suptitle("where it should fail: the tuned methods in settings made for it", fontsize=13)
     return figure
-
-
-def _tuned(protocol: Protocol, task: str, records: Records) -> dict[str, dict[int, Record]]:
-    """The tuned methods' result runs by constraint and seed."""
-    names = {"none": "none", "kl": protocol.best_kl(task, records, False), "dynamic": "dynamic"}
-    found = {c: results(task, name, records) for c, name in names.items() if name}
-    return {constraint: rows for constraint, rows in found.items() if rows}
 
 
 def _dot(axis: Axes, x: float, values: list[float], name: str) -> Any:

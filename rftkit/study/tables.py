@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rftkit.metrics import bootstrap_ci, mean
+from rftkit.plots import LABELS
 from rftkit.study.analysis import (
     COLUMNS,
     DEGENERATE,
@@ -13,6 +14,7 @@ from rftkit.study.analysis import (
     TUNED,
     Column,
     Compared,
+    as_tuned,
     by_dose,
     by_setting,
     differences,
@@ -79,46 +81,48 @@ def overview_table(protocol: Protocol, records: Records) -> str:
         found = [results(t, m.name, records) for t in tasks]
         if any(found):
             lines.append(_row([m.label, *(_gold_and_share(rows) for rows in found)]))
-    compared = [
-        {c.label.partition(" (")[0]: c for c in differences(protocol, task, records)}
-        for task in tasks
-    ]
-    for label in dict.fromkeys(label for found in compared for label in found):
-        cells = [_interval(found.get(label)) for found in compared]
-        lines.append(_row([label, *cells]))
+    compared: list[dict[str, str]] = []  # cells by label; which KL is best is told in its cell
+    for task in tasks:
+        found_here = {}
+        for c in differences(protocol, task, records):
+            label, _, form = c.label.rstrip(")").partition(" (")
+            found_here[label] = _interval(c) + (f" over {form}" if form else "")
+        compared.append(found_here)
+    for label in dict.fromkeys(label for cells in compared for label in cells):
+        lines.append(_row([label, *(cells.get(label, "–") for cells in compared)]))
     return "\n".join(lines) + "\n"
 
 
 def limits_table(protocol: Protocol, records: Records) -> str:
-    """Gold reward and degenerate share under the dynamic constraint where it should fail."""
-    tasks, lines = _dynamic_as_tuned(protocol, records)
-    found = [by_setting(protocol, t, records) for t in tasks]
+    """Gold reward and degenerate share where the dynamic constraint should fail, beside rivals."""
+    tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
+    found = [
+        {TUNED: as_tuned(protocol, t, records)} | by_setting(protocol, t, records) for t in tasks
+    ]
+    lines = [_row(["gold reward, degenerate share", *tasks]), "|" + "---|" * (1 + len(tasks))]
     groups = [v.group for v in protocol.variations if v.part == "limits"]
-    for group in dict.fromkeys(groups):
-        rows = [settings.get(group, {}).get("dynamic", {}) for settings in found]
-        lines.append(_row([group, *map(_gold_and_share, rows)]))
+    for group in dict.fromkeys([TUNED, *groups]):
+        for constraint in ("dynamic", "kl", "none"):
+            rows = [settings.get(group, {}).get(constraint, {}) for settings in found]
+            if any(rows):
+                cells = map(_gold_and_share, rows)
+                lines.append(_row([f"{group}: {LABELS[constraint]}", *cells]))
     return "\n".join(lines) + "\n"
 
 
 def doses_table(protocol: Protocol, records: Records) -> str:
     """Gold reward and degenerate share by dose of the dynamic constraint, tasks side by side."""
-    tasks, lines = _dynamic_as_tuned(protocol, records)
+    tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
     found = [by_dose(protocol, t, records) for t in tasks]
+    lines = [_row(["dynamic: gold reward, degenerate share", *tasks])]
+    lines.append("|" + "---|" * (1 + len(tasks)))
+    lines.append(_row([TUNED, *(_gold_and_share(results(t, "dynamic", records)) for t in tasks)]))
     for group, (title, own) in DOSES.items():
         doses = {dose for groups in found for dose in groups.get(group, {})} - {own}
         for dose in sorted(doses):
             rows = [groups.get(group, {}).get(dose, {}) for groups in found]
             lines.append(_row([f"{title}: {dose:g}", *map(_gold_and_share, rows)]))
     return "\n".join(lines) + "\n"
-
-
-def _dynamic_as_tuned(protocol: Protocol, records: Records) -> tuple[list[str], list[str]]:
-    """The tasks that have it, and the first lines of a table of them side by side."""
-    found = {t: rows for t in protocol.tasks if (rows := results(t, "dynamic", records))}
-    lines = [_row(["dynamic: gold reward, degenerate share", *found])]
-    lines.append("|" + "---|" * (1 + len(found)))
-    lines.append(_row([TUNED, *map(_gold_and_share, found.values())]))
-    return list(found), lines
 
 
 def _gold_and_share(rows: Mapping[int, Record]) -> str:
@@ -142,8 +146,8 @@ def difference_table(protocol: Protocol, task: str, records: Records) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _interval(found: Compared | None) -> str:
-    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})" if found else "–"
+def _interval(found: Compared) -> str:
+    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
 
 
 def frontier_table(protocol: Protocol, task: str, records: Records) -> str:

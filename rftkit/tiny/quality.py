@@ -105,6 +105,8 @@ def card(figures: dict[str, dict[str, float]], facts: dict[str, Any]) -> str:
         "A small Llama trained from scratch on generated text: it answers prompts imperfectly, on",
         "purpose, and refines drafts well. It knows nothing else, and is for teaching alone.",
         "Made by `rftkit pretrain`, settings in `pretrain.json`; any Hugging Face tool loads it.",
+        "The shipped weights were trained in four sittings, the earlier ones on other drafts: the",
+        "recipe makes such a model, not the same one.",
         "",
         "| fact | value |",
         "|---|---|",
