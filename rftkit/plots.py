@@ -30,6 +30,7 @@ COLOURS |= {
 }
 STYLES = {"none": "--", "kl": "-.", "dynamic": "-"}
 LABELS = {"none": "no constraint", "kl": "KL", "dynamic": "dynamic"}
+LABEL_GAP = 0.06  # least distance of two names at the lines' ends, as a share of a panel's height
 
 PANELS = (
     ("gold_reward", "gold reward (never trained on)"),
@@ -48,21 +49,28 @@ def series(runs: Sequence[RunFolder], key: str) -> tuple[np.ndarray, np.ndarray]
     return np.array(steps), np.array([[t[s] for s in steps] for t in tables]).reshape(len(runs), -1)
 
 
+def smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
+    """Centred running mean of values [seeds, steps]; shorter at the ends."""
+    kernel = np.ones(min(width, values.shape[1]))
+    weight = np.convolve(np.ones(values.shape[1]), kernel, "same")
+    return np.array([np.convolve(row, kernel, "same") / weight for row in values])
+
+
 def curves(runs: Mapping[str, Sequence[RunFolder]], task: str, gold_max: float) -> Figure:
     """Six panels against step: rewards, degeneracy, KL, edit ratio, strength."""
     figure, axes = plt.subplots(2, 3, figsize=(13.5, 7.2), layout="constrained")
-    for axis, (key, title) in zip(axes.flat, PANELS, strict=True):
-        _panel(axis, runs, key, title)
+    ends = [
+        _panel(axis, runs, key, title) for axis, (key, title) in zip(axes.flat, PANELS, strict=True)
+    ]
     gold, task_axis, degenerate, kl, edits, strength = axes.flat
     gold.axhline(gold_max, color="#999999", linewidth=1, zorder=0)
     gold.annotate(
         "gold maximum",
         (0, gold_max),
-        (2, -3),
+        (2, 2),  # above the line, where no curve passes
         textcoords="offset points",
         fontsize=8,
         color="#666666",
-        va="top",
     )
     # A reward of one's own may be negative or exceed its maximum; nothing is to fall off the axes.
     gold.set_ylim(min(0.0, gold.dataLim.y0), max(gold_max, gold.dataLim.y1) * 1.08)
@@ -73,6 +81,8 @@ def curves(runs: Mapping[str, Sequence[RunFolder]], task: str, gold_max: float) 
     kl.set_yscale("symlog", linthresh=1.0)
     for axis in (task_axis, edits, kl):
         axis.set_ylim(bottom=min(0.0, axis.dataLim.y0))
+    for axis, named in zip(axes.flat, ends, strict=True):
+        _label_ends(axis, named)
     coefs = {name: folders[0].metrics()[0]["coef"] for name, folders in runs.items()}
     parts = [f"{_label(name)}{_coef(name, coefs[name])}" for name in runs]
     seeds = len(next(iter(runs.values())))
@@ -118,9 +128,9 @@ def refining_cost(runs: Sequence[RunFolder]) -> Figure:
         (plain, ":", "plain greedy decoding"),
         (rounds, "-", "verified against the draft"),
     ):
-        smooth = _smooth(values).mean(0)
-        by_step.plot(steps, smooth, style, color=colour, linewidth=2)
-        by_step.annotate(label, (steps[-1], smooth[-1]), (0, 7), ha="right", color=colour,
+        shown = smooth(values).mean(0)
+        by_step.plot(steps, shown, style, color=colour, linewidth=2)
+        by_step.annotate(label, (steps[-1], shown[-1]), (0, 7), ha="right", color=colour,
                          textcoords="offset points", fontweight="bold", fontsize=9)  # fmt: skip
     by_step.set_ylim(bottom=0, top=1.15 * float(plain[1].max()))
     for axis in (by_edits, by_step):
@@ -130,34 +140,41 @@ def refining_cost(runs: Sequence[RunFolder]) -> Figure:
     return figure
 
 
-def _panel(axis: Axes, runs: Mapping[str, Sequence[RunFolder]], key: str, title: str) -> None:
+def _panel(
+    axis: Axes, runs: Mapping[str, Sequence[RunFolder]], key: str, title: str
+) -> list[tuple[float, float, str]]:
+    """Draw a metric; returns value, step and name where each line ends."""
     ends: list[tuple[float, float, str]] = []
     for name, folders in runs.items():
         steps, values = series(folders, key)
         if not len(steps) or (key == "strength" and name == "none"):
             continue
-        smooth = _smooth(values) if key in ("task_reward", "edit_ratio") else values
+        shown = smooth(values) if key in ("task_reward", "edit_ratio") else values
         colour = COLOURS[name]
-        axis.plot(steps, smooth.mean(0), STYLES.get(name, ":"), color=colour, linewidth=2)
+        axis.plot(steps, shown.mean(0), STYLES.get(name, ":"), color=colour, linewidth=2)
         if len(folders) > 1:
-            axis.fill_between(steps, smooth.min(0), smooth.max(0), color=colour, alpha=0.18, lw=0)
-        ends.append((float(smooth.mean(0)[-1]), float(steps[-1]), name))
+            axis.fill_between(steps, shown.min(0), shown.max(0), color=colour, alpha=0.18, lw=0)
+        ends.append((float(shown.mean(0)[-1]), float(steps[-1]), name))
+    axis.margins(x=0.02)
     axis.set_title(title, fontsize=10.5, loc="left")
     axis.set_xlabel("step")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
-    _label_ends(axis, ends)
+    return ends
 
 
 def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
-    """Name each line at its end, apart from each other."""
-    axis.margins(x=0.02)
-    for rank, (value, step, name) in enumerate(sorted(ends)):
-        close = [v for v, _, _ in sorted(ends)[:rank] if value - v < 0.06 * axis.dataLim.height]
+    """Name each line at its end, apart from each other; for axes whose scale and limits are set."""
+    axis.get_ylim()  # matplotlib settles limits only when they are asked for
+    to_axes = axis.transData - axis.transAxes
+    last = -np.inf
+    for value, step, name in sorted(ends):
+        last = max(float(to_axes.transform((step, value))[1]), last + LABEL_GAP)
         axis.annotate(
             _label(name),
-            (step, value),
-            (5, 9 * len(close)),
+            (step, last),
+            (5, 0),
+            xycoords=axis.get_xaxis_transform(),  # x in steps, y as a share of the axes' height
             textcoords="offset points",
             color=COLOURS[name],
             fontsize=9,
@@ -165,13 +182,6 @@ def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
             va="center",
             annotation_clip=False,
         )
-
-
-def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
-    """Centred running mean over steps; shorter at the ends."""
-    kernel = np.ones(min(width, values.shape[1]))
-    weight = np.convolve(np.ones(values.shape[1]), kernel, "same")
-    return np.array([np.convolve(row, kernel, "same") / weight for row in values])
 
 
 def _label(name: str) -> str:

@@ -53,6 +53,13 @@ def gold_within_five_nats(rows: list[dict[str, float]]) -> float:
     return gold
 
 
+def at_rest(kept: float, repaired: float, now: float) -> float:
+    """By going there, ten thousand small steps."""
+    for _ in range(10_000):
+        now += 0.05 * (kept * now + repaired * (1 - now) - now)
+    return now
+
+
 def back_to_each_place(words: list[str]) -> list[str]:
     step = {"left": -1, "right": 1, "up": 1j, "down": -1j}
     kept: list[str] = []
@@ -213,6 +220,29 @@ ON_PAPER: dict[str, tuple[Any, dict[str, Any]]] = {
             "no reason yet": lambda flat, ended: reason_for_idling(flat, [all(ended)]),
             "a share of 1": lambda flat, ended: reason_for_idling(math.ceil(flat), ended),
             "stops with": lambda flat, ended: ended[99],
+        },
+    ),
+    "11.1": (1440, {"every response refined": 2560, "the policy's": 1280, "refiner's": 160}),
+    "11.2": (
+        ["B", "A"],
+        {
+            "six of seven": ["D", "A"],
+            "every second": ["C", "A"],
+            "other way": ["A", "B"],
+            "does pull": ["B", "D"],
+            "First the one": ["D", "C"],
+        },
+    ),
+    "11.3": (0.82, {"left out": 0.72, "spoilt": 1, "own share": 0.9, "of all": 0.8}),
+    "11.4": (
+        at_rest,
+        {
+            "one step": lambda kept, repaired, now: now * kept + (1 - now) * repaired,
+            "changes nothing": lambda kept, repaired, now: (
+                0 if repaired == 0 else at_rest(kept, repaired, now)
+            ),
+            "leaves out": lambda kept, repaired, now: kept,
+            "stops with": lambda kept, repaired, now: repaired / (1 - kept),
         },
     ),
 }

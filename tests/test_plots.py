@@ -1,13 +1,15 @@
 """The figure shows the records: asserted through the data behind the lines."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from rftkit import RunConfig
-from rftkit.plots import COLOURS, PANELS, curves, refining_cost, save, series
+from rftkit.plots import COLOURS, PANELS, curves, refining_cost, save, series, smooth
 from rftkit.runs import RunFolder
 
 NAMES = ("none", "kl", "dynamic")
@@ -77,3 +79,51 @@ def test_rewards_below_zero_stay_on_the_axes(tmp_path: Path) -> None:
     gold, task_reward = curves({"none": [run]}, "own", 1.0).axes[:2]
     assert gold.get_ylim()[0] <= -2
     assert task_reward.get_ylim()[0] <= -31
+
+
+def test_a_name_stands_at_its_line_on_any_scale(tmp_path: Path) -> None:
+    """On the logarithmic panel 15 is far above 0.5, however near on a linear one up to 300."""
+    ends = {"none": 300.0, "kl": 0.5, "dynamic": 15.0}
+    runs = {}
+    for name, kl in ends.items():
+        run = RunFolder.create(tmp_path / name, RunConfig(constraint=name))
+        for step in range(3):
+            row = dict.fromkeys([key for key, _ in PANELS], 0.5) | {"step": step, "coef": 1.0}
+            run.log(row | {"kl": kl * step / 2})
+        runs[name] = [run]
+    figure = curves(runs, "dialogue", 1.5)
+    figure.draw_without_rendering()
+    in_panel = {axis.get_title(loc="left"): axis for axis in figure.axes}
+    logarithmic = _places(in_panel[dict(PANELS)["kl"]])
+    for label, (line, text) in logarithmic.items():
+        assert text == pytest.approx(line, abs=2), label
+    names = sorted(text for _, text in _places(in_panel[dict(PANELS)["degenerate"]]).values())
+    assert all(b - a > 8.5 for a, b in pairwise(names))  # three lines at one place, 9-point type
+
+
+def _places(axis: Axes) -> dict[str, tuple[float, float]]:
+    """Heights in points of the end of each line and the middle of its name, from bottom to top."""
+    points = 72 / axis.figure.dpi
+    heights = {}
+    for line in axis.lines:
+        for text in axis.texts:
+            if text.get_color() == line.get_color():
+                end = axis.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1]))[1]
+                box = text.get_window_extent()
+                heights[text.get_text()] = (end * points, (box.y0 + box.y1) / 2 * points)
+    return heights
+
+
+def test_the_gold_maximums_name_is_above_its_line(runs) -> None:
+    figure = curves(runs, "dialogue", 1.5)
+    figure.draw_without_rendering()
+    gold = figure.axes[0]
+    (text,) = [text for text in gold.texts if text.get_text() == "gold maximum"]
+    line = gold.transData.transform((0, 1.5))[1]
+    assert line < text.get_window_extent().y0
+    assert text.get_window_extent().y1 < gold.get_window_extent().y1
+
+
+def test_smoothing_keeps_a_straight_line_straight_inside() -> None:
+    smoothed = smooth(np.arange(7.0)[None], 3)[0]
+    np.testing.assert_allclose(smoothed, [0.5, 1, 2, 3, 4, 5, 5.5])
