@@ -37,7 +37,8 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[i
         if not _ROLE.fullmatch(message["role"]):
             raise UserError(f"role: {message['role']!r} must be a plain name, such as 'user'")
     ids: list[int] = []
-    for piece in _skeleton(tokenizer, tokenizer.chat_template, tuple(m["role"] for m in messages)):
+    template = _template(tokenizer)
+    for piece in _skeleton(tokenizer, template, tuple(m["role"] for m in messages)):
         if isinstance(piece, tuple):
             ids += piece
         elif isinstance(content := messages[piece]["content"], str):
@@ -45,6 +46,15 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[i
         else:
             ids += _without_special(tokenizer, content)
     return ids
+
+
+def _template(tokenizer: Any) -> str:
+    """The tokenizer's chat template; of several, the one called default."""
+    try:
+        template: str = tokenizer.get_chat_template()
+    except ValueError:
+        raise UserError("model: has no default chat template; choose an instruct model") from None
+    return template
 
 
 @lru_cache(maxsize=64)

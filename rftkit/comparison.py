@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rftkit.config import RunConfig
-from rftkit.errors import UserError
+from rftkit.errors import DivergedError, UserError
 from rftkit.guard import whole_step
 from rftkit.metrics import bootstrap_ci
 from rftkit.runs import RunFolder, write_text
@@ -36,7 +36,7 @@ _SLOW_FIRST = ("random-edit", "dynamic", "fresh", "identity", "kl", "none")
 
 
 def compare(
-    task: str = "dialogue",
+    task: str | None = None,
     constraints: Sequence[str] = ("none", "kl", "dynamic"),
     seeds: Sequence[int] = (0,),
     *,
@@ -48,10 +48,11 @@ def compare(
 ) -> dict[str, Any]:
     """Train every constraint on every seed, write `out`, and return the summary.
 
-    config: settings of all runs; keyword `settings` (steps=…, model=…, any field of RunConfig)
-    change it. workers: runs at a time; 0 = one a core on a CPU, one on a GPU.
+    config: settings of all runs; `task` and keyword `settings` (steps=…, model=…, any field of
+    RunConfig) change it. workers: runs at a time; 0 = one a core on a CPU, one on a GPU.
     Writes summary.json, curves.png and one run folder a constraint and seed. Finished runs in
-    `out` are kept, unfinished ones resumed; with more `steps` all of them go on.
+    `out` are kept, unfinished ones resumed; with more `steps` all of them go on. Raises
+    DivergedError that names the runs that diverged, when the others have ended.
     """
     from rftkit.plots import curves, save
     from rftkit.tasks import task_of
@@ -60,7 +61,8 @@ def compare(
         return _SLOW_FIRST.index(name) if name in _SLOW_FIRST else -1
 
     out = Path(out)
-    base = replace(config or RunConfig(), task=task, **settings)
+    config = config or RunConfig()
+    base = replace(config, task=task or config.task, **settings)
     if not constraints or not seeds:
         raise UserError("compare needs at least one constraint and one seed")
     gold_max = task_of(base).gold_max
@@ -72,14 +74,19 @@ def compare(
     folders: dict[tuple[str, int], Path] = {
         (c.constraint, c.seed): out / f"{c.constraint}-seed{c.seed}" for c in configs
     }
-    run_all([(c, folders[c.constraint, c.seed]) for c in configs], workers, progress)
+    jobs = [(c, folders[c.constraint, c.seed]) for c in configs]
+    if diverged := run_all_to_the_end(jobs, workers, progress):
+        raise DivergedError(
+            f"{len(diverged)} of {len(jobs)} runs diverged, the others are finished: "
+            + "; ".join(diverged.values())
+        )
     order = list(dict.fromkeys(constraints))
     runs = {
         name: [RunFolder(folders[name, seed]) for seed in dict.fromkeys(seeds)] for name in order
     }
-    summary = summarise(task, gold_max, base.steps, list(dict.fromkeys(seeds)), runs)
+    summary = summarise(base.task, gold_max, base.steps, list(dict.fromkeys(seeds)), runs)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    save(out / "curves.png", curves(runs, task, gold_max))
+    save(out / "curves.png", curves(runs, base.task, gold_max))
     return summary
 
 
@@ -159,10 +166,28 @@ def run_one(config: RunConfig, out: Path, threads: int = 0) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+def attempt(config: RunConfig, out: Path, threads: int = 0) -> str:
+    """As `run_one`, for a run that may diverge: why it did, in a line that names it; else ""."""
+    try:
+        run_one(config, out, threads)
+    except DivergedError as error:
+        return f"{config.constraint}, seed {config.seed}, in {out}: {error}"
+    return ""
+
+
 def _stop_once(number: int, frame: Any) -> None:
     """SIGTERM between two steps: as Ctrl-C, and no second time while the run is being saved."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def run_all_to_the_end(
+    jobs: Sequence[tuple[RunConfig, Path]], workers: int = 0, progress: bool = True
+) -> dict[Path, str]:
+    """As `run_all`, but a run that diverges ends no other: those that did, and why, by folder."""
+    ended: dict[Path, str] = {}
+    run_all(jobs, workers, progress, run=attempt, look=ended.update)
+    return {folder: why for folder, why in ended.items() if why}
 
 
 def run_all(

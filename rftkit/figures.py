@@ -16,15 +16,14 @@ from matplotlib.figure import Figure
 
 from rftkit.plots import COLOURS, STYLES
 
-# What is no constraint: where training starts, where it would end, and anything else.
+# What is no constraint: where training starts, and where it would end.
 OTHERS = {"reference": "#BBBBBB", "optimum": "#333333"}
-PLAIN = "#555555"
 Curve = tuple[Any, str]  # values [n], and the constraint that gives them colour and style
 
 
 def colour(name: str) -> str:
-    """The colour of a constraint, or of a name in OTHERS."""
-    return COLOURS.get(name) or OTHERS.get(name, PLAIN)
+    """The colour of a constraint, also of one's own, or of a name in OTHERS."""
+    return OTHERS.get(name) or COLOURS[name]
 
 
 def show(figure: Figure, alt: str) -> None:

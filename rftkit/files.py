@@ -68,8 +68,9 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
         new.mkdir(parents=True)
         try:
             write(new)
-            for path in new.iterdir():
-                _flush(path)
+            for path in new.rglob("*"):
+                if path.is_file():
+                    _flush(path)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise

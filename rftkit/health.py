@@ -1,8 +1,9 @@
 """Numbers gone bad: what to do with a step whose rewards, losses or gradients mean nothing.
 
 A step with a number that is not finite is skipped, counted, and named in the log with the likely
-cause and the setting to change; after `patience` such steps in a row the run stops with its last
-good checkpoint. A step that merely teaches nothing, as where all rewards are equal, is named and
+cause and the setting to change; after `patience` such steps in a row the run stops. Meanwhile
+nothing is saved, so the checkpoint is from before them. An evaluation with such a number stops the
+run at once. A step that merely teaches nothing, as where all rewards are equal, is named and
 counted too, but the run goes on: a collapsed policy is a result.
 """
 
@@ -12,7 +13,8 @@ import logging
 import math
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -47,13 +49,12 @@ class Health:
         self._count("", idle)
 
     def bad(self, step: int, error: BadStepError) -> None:
-        """A step was skipped. Raises UserError where that was one too many in a row."""
+        """A step was skipped. Raises DivergedError where that was one too many in a row."""
         self._count(error.what, "")
         log.warning("step %d skipped (%d in a row): %s", step, self.in_a_row, error)
         if self.in_a_row >= self.config.patience:
             raise DivergedError(
-                f"stopped at step {step}, {self.in_a_row} steps in a row were skipped; {error}; "
-                "the checkpoint holds the last good state"
+                f"stopped at step {step}, {self.in_a_row} steps in a row were skipped; {error}"
             )
 
     def summary(self) -> str:
@@ -65,6 +66,23 @@ class Health:
         self._last = idle
         if skipped or idle:
             self.counts[f"skipped, {skipped}" if skipped else idle] += 1
+
+
+@contextmanager
+def evaluating(config: RunConfig, step: int) -> Iterator[None]:
+    """Inside, numbers gone bad end the run, for no later evaluation would be better."""
+    try:
+        yield
+    except BadStepError as error:
+        slower = f", or lower lr (now {config.lr:g}) and start a new run" if step else ""
+        raise DivergedError(f"stopped at the evaluation of step {step}; {error}{slower}") from None
+
+
+def a_number(name: str, value: float) -> float:
+    """The value of a metric, which may be infinite. Raises BadStepError where it is no number."""
+    if math.isnan(value):
+        raise BadStepError(f"{name} is not a number", "the model broke down; take precision fp32")
+    return value
 
 
 def check_rewards(rewards: torch.Tensor) -> None:
@@ -93,11 +111,10 @@ def check_losses(config: RunConfig, losses: Mapping[str, float], grad_norm: floa
 
 
 def check_weights(config: RunConfig, parameters: Sequence[torch.Tensor]) -> None:
-    """Raise UserError where an update threw the weights out of range: nothing can mend that."""
+    """Raise DivergedError where an update threw the weights out of range: nothing mends that."""
     if not math.isfinite(float(torch.nn.utils.get_total_norm(parameters))):
         raise DivergedError(
-            f"the adapter's weights overflowed: lower lr (now {config.lr:g}) and start a new run; "
-            "the checkpoint holds the last good state"
+            f"the adapter's weights overflowed: lower lr (now {config.lr:g}) and start a new run"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rftkit.config import CHOICES, CONSTRAINTS, PRESETS, RunConfig, field_docs
+from rftkit.errors import UserError
 from rftkit.runs import RunFolder
 
 
@@ -20,7 +21,7 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def config_of(arguments: argparse.Namespace) -> RunConfig:
     """The settings that the arguments ask for."""
     given = given_settings(arguments)
-    preset = getattr(arguments, "preset", "cpu_tiny")
+    preset = getattr(arguments, "preset", None) or "cpu_tiny"
     if preset == "auto":
         from rftkit.presets import best_settings
 
@@ -29,7 +30,12 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
 
 
 def resumed_config(arguments: argparse.Namespace, run: RunFolder) -> RunConfig:
-    """The settings of the run in a folder, and those that the arguments name."""
+    """The settings of the run in a folder, and those that the arguments name.
+
+    Raises UserError where they name a preset, which is for a run that begins.
+    """
+    if arguments.preset:
+        raise UserError(f"preset: {run.path} holds a run with settings of its own; leave it out")
     return RunConfig.from_dict(run.config().to_dict() | given_settings(arguments))
 
 
@@ -39,8 +45,7 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ())
     group.add_argument(
         "--preset",
         choices=(*PRESETS, "auto"),
-        default="cpu_tiny",
-        help="settings for a machine; auto = the largest that fits this GPU's memory",
+        help="settings for a machine (default cpu_tiny); auto = the largest that fits this GPU",
     )
     for name in field_docs():
         if name not in leave_out:

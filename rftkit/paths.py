@@ -1,10 +1,11 @@
-"""Where the shipped data lies: beside the package in a clone, inside it in a wheel."""
+"""Where the shipped data lies: inside the package in a wheel, beside it in a clone."""
 
 import json
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
-DATA = next(p for p in (_PACKAGE.parent / "data", _PACKAGE / "data") if p.is_dir())
+# Its own first: beside an installed package, a folder of this name is another one's.
+DATA = next(p for p in (_PACKAGE / "data", _PACKAGE.parent / "data") if p.is_dir())
 MODELS = DATA / "models"
 TINY_MODEL = MODELS / "tiny"
 

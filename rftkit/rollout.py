@@ -1,8 +1,8 @@
 """Sampling: prompts in, a batch of rollouts out, with the log-probs they were sampled at.
 
 The loop keeps a KV cache, reads each prompt once for its whole group, and drops finished rows.
-It samples from a dense copy of the weights (the 4-bit base dequantised, the adapter merged) where
-memory allows, else from the 4-bit model itself.
+With `sampler: dense`, the default, it samples from a dense copy of the weights (the 4-bit base
+dequantised, the adapter merged); with `direct` from the 4-bit model itself, in less memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from rftkit.errors import BadStepError, UserError
 from rftkit.models import Policy
-from rftkit.tasks import Prompt
+from rftkit.tasks import Prompt, Score
 
 
 @dataclass
@@ -47,6 +47,22 @@ class Rollouts:
     def tokens(self) -> int:
         """Response tokens in the batch."""
         return sum(map(len, self.response_ids))
+
+    def records(
+        self, step: int, refined: Sequence[str], scores: Sequence[Score]
+    ) -> list[dict[str, Any]]:
+        """Rows of samples.jsonl: the first responses, as many as are `refined`."""
+        return [
+            {
+                "step": step,
+                "prompt": self.prompts[i].text,
+                "response": self.responses[i],
+                "refined": text,
+                "task_reward": scores[i].task_reward,
+                "gold_reward": scores[i].gold_reward,
+            }
+            for i, text in enumerate(refined)
+        ]
 
     def replace_group(self, group: int, source: Rollouts, place: int) -> None:
         """Overwrite group number `group` with group number `place` of another batch."""

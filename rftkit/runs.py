@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,17 @@ class RunFolder:
             return False
         return True
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Inside, no other process may train in this folder; see `sole_writer`."""
-        return sole_writer(self.path / "config.json")
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, no other process may train in this folder; see `sole_writer`.
+
+        The lock has a file of its own, for config.json is replaced while it is held.
+        """
+        lock = self.path / "run.lock"
+        with writing(lock):
+            lock.touch()
+        with sole_writer(lock):
+            yield
 
     def config(self) -> RunConfig:
         """The run's settings. Raises UserError where config.json is missing or broken."""
@@ -102,6 +110,12 @@ class RunFolder:
     def samples(self) -> list[dict[str, Any]]:
         """All complete lines of samples.jsonl."""
         return _read(self.path / "samples.jsonl")
+
+    def should_have_saved(self) -> bool:
+        """Whether the records say that a checkpoint was due and written."""
+        every = self.config().save_every
+        before = self.metrics()[:-1]  # the last line may be from just before its checkpoint
+        return any((m["step"] + 1) % every == 0 and not m.get("skipped") for m in before)
 
     def cut(self, step: int) -> None:
         """Drop records of `step` and later: what was written after the checkpoint.

@@ -67,12 +67,20 @@ class Chat:
 
 
 def chat(run: Path, prompts: Iterable[str]) -> Iterator[str]:
-    """Yield one block of text a prompt: three columns, then the refiner's edits."""
+    """Yield one block of text a prompt: three columns, then the refiner's edits.
+
+    To a prompt that cannot be answered, as one that is too long, it says why in a line.
+    """
     with_run = Chat(run)
     for prompt in prompts:
-        if prompt.strip():
-            reference, refinement = with_run.answer(prompt.strip())
-            yield block(reference, refinement)
+        if not prompt.strip():
+            continue
+        try:
+            answer = with_run.answer(prompt.strip())
+        except UserError as error:
+            yield f"prompt: {error}"
+        else:
+            yield block(*answer)
 
 
 def block(reference: str, refinement: Refinement, width: int = 0) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rftkit.comparison import run_all
+from rftkit.comparison import run_all_to_the_end
 from rftkit.config import RunConfig
-from rftkit.errors import UserError
+from rftkit.errors import DivergedError, UserError
 from rftkit.runs import RunFolder, write_text
 
 TUNING_SEEDS = (100, 101)  # never the seeds of a result
@@ -30,7 +30,8 @@ def sweep(
     """Train `config` with each coefficient on each seed; write `out`/sweep.json and return it.
 
     seeds: TUNING_SEEDS unless given. Best is the coefficient with the highest mean gold reward at
-    the end. Finished runs are kept.
+    the end. One with a run that diverged is the worst: it has no mean, and the run says why in
+    "diverged". Finished runs are kept. Raises DivergedError where no coefficient is left.
     """
     out, seeds = Path(out), list(seeds or TUNING_SEEDS)
     coefs = list(dict.fromkeys(coefs or COEFS.get(config.constraint, ())))
@@ -41,9 +42,12 @@ def sweep(
         for coef in coefs
         for seed in seeds
     ]
-    run_all(jobs, workers, progress)
-    rows = [_row(c, RunFolder(folder)) for c, folder in jobs]
-    means = {c: fmean(r["gold_reward"] for r in rows if r["coef"] == c) for c in coefs}
+    diverged = run_all_to_the_end(jobs, workers, progress)
+    rows = [_row(c, RunFolder(folder), diverged.get(folder, "")) for c, folder in jobs]
+    golds = {c: [r["gold_reward"] for r in rows if r["coef"] == c] for c in coefs}
+    means = {c: fmean(found) for c, found in golds.items() if None not in found}
+    if not means:
+        raise DivergedError(f"every coefficient diverged: {next(iter(diverged.values()))}")
     result = {
         "task": config.task,
         "constraint": config.constraint,
@@ -51,7 +55,7 @@ def sweep(
         "steps": config.steps,
         "seeds": seeds,
         "best": max(means, key=means.__getitem__),
-        "gold_reward": {f"{c:g}": mean for c, mean in means.items()},
+        "gold_reward": {f"{c:g}": means.get(c) for c in coefs},
         "runs": rows,
     }
     write_text(out / "sweep.json", json.dumps(result, indent=1) + "\n")
@@ -65,21 +69,29 @@ def table(result: dict[str, Any]) -> str:
             "coef", "seed", "gold reward", "best", "degenerate", "KL"
         )
     ]
-    lines += [
-        f"{r['coef']:>6g}{r['seed']:>6}{r['gold_reward']:>13.2f}{r['best_gold_reward']:>7.2f}"
-        f"{r['degenerate']:>12.0%}{r['kl']:>8.1f}"
-        for r in result["runs"]
-    ]
+    lines += map(_line, result["runs"])
+    lines += [f"diverged: {r['diverged']}" for r in result["runs"] if "diverged" in r]
     return "\n".join([*lines, f"best coefficient: {result['best']:g}"])
 
 
-def _row(config: RunConfig, run: RunFolder) -> dict[str, Any]:
+def _line(row: dict[str, Any]) -> str:
+    run = f"{row['coef']:>6g}{row['seed']:>6}"
+    if "diverged" in row:
+        return f"{run}{'diverged':>13}"
+    return (
+        f"{run}{row['gold_reward']:>13.2f}{row['best_gold_reward']:>7.2f}"
+        f"{row['degenerate']:>12.0%}{row['kl']:>8.1f}"
+    )
+
+
+def _row(config: RunConfig, run: RunFolder, diverged: str) -> dict[str, Any]:
     metrics = run.metrics()
     gold = [m["gold_reward"] for m in metrics if m["gold_reward"] is not None]
     keys = ("task_reward", "gold_reward", "degenerate", "kl")
     return {
         "coef": config.coef,
         "seed": config.seed,
-        **{key: metrics[-1][key] for key in keys},
-        "best_gold_reward": max(gold),
+        **{key: None if diverged else metrics[-1][key] for key in keys},
+        "best_gold_reward": max(gold, default=None),
+        **({"diverged": diverged} if diverged else {}),
     }

@@ -28,11 +28,7 @@ from rftkit.errors import BadStepError, DivergedError, UserError
 from rftkit.files import find_folder, replace_folder
 from rftkit.guard import whole_step
 from rftkit.models import Policy, load_policy
-from rftkit.objectives import (
-    group_advantages,
-    overlong_penalty,
-    zero_variance,
-)
+from rftkit.objectives import group_advantages, overlong_penalty, zero_variance
 from rftkit.rollout import Rollouts, Sampler, check_fits
 from rftkit.runs import RunFolder
 from rftkit.scoring import score_targets
@@ -162,29 +158,36 @@ class Trainer:
                     raise
             last = self.config.steps
             if self.run is None or not any(m["step"] == last for m in self.run.metrics()):
-                yield self._record({"step": last, **self.evaluate(last)})
+                metrics = self._step_or_save()
+                self.save(sound=True)
+                yield self._record(metrics)
 
     def _step_or_save(self) -> Metrics:
         """The next step; where it fails before it has changed a weight, nothing before it is lost.
 
-        A reward function that gives up in the middle of the night is such a failure.
+        A reward function that gives up in the night is such a failure. What diverged is not saved.
         """
         self._touched = False
         try:
             return self._step(self.done)
+        except DivergedError as error:
+            raise DivergedError(f"{error}; {self._kept()}") from None
         except UserError as error:
-            if self.run is None or self._touched or isinstance(error, DivergedError):
+            if self.run is None or self._touched:
                 raise
             raise UserError(f"{error}; {self._stopped()}") from error
 
     def _step(self, step: int) -> Metrics:
-        evaluated = self.evaluate(step) if step % self.config.eval_every == 0 else {}
-        metrics: Metrics = {"step": step, **evaluated}
-        start = time.perf_counter()
+        """Evaluate where it is due, then learn; after the last update, evaluate alone."""
+        metrics: Metrics = {"step": step}
+        if step % self.config.eval_every == 0 or step == self.config.steps:
+            with health.evaluating(self.config, step):
+                metrics |= self.evaluate(step)
+        if step == self.config.steps:
+            return metrics
+        evaluated, start = "kl" in metrics, time.perf_counter()
         try:
-            metrics |= self._learn(step)
-            if evaluated:
-                metrics["kl"] = evaluated["kl"]
+            metrics |= self._learn(step) | ({"kl": metrics["kl"]} if evaluated else {})
             self.health.good(step, metrics.get("idle", ""))
         except BadStepError as error:
             metrics["skipped"] = error.what
@@ -313,16 +316,13 @@ class Trainer:
             self._record_samples(step, rollouts, scores)
         with self.policy.reference():
             ref = score_targets(
-                self.policy.model,
-                rollouts.prompt_ids,
-                rollouts.response_ids,
-                config.token_budget,
+                self.policy.model, rollouts.prompt_ids, rollouts.response_ids, config.token_budget
             )
         return {
             "task_reward": fmean(s.task_reward for s in scores),
             "gold_reward": fmean(s.gold_reward for s in scores),
             "heldout_task_reward": fmean(s.task_reward for s in scores),
-            "kl": kl_of(rollouts, ref),
+            "kl": health.a_number("kl", kl_of(rollouts, ref)),
             "degenerate": fmean(s.degenerate for s in scores),
             **self.task.extra_metrics(prompts, rollouts.responses, scores),
         }
@@ -334,17 +334,8 @@ class Trainer:
             messages, [rollouts.response_ids[i] for i in few]
         )
         assert self.run is not None
-        for i in few:
-            self.run.sample(
-                {
-                    "step": step,
-                    "prompt": rollouts.prompts[i].text,
-                    "response": rollouts.responses[i],
-                    "refined": refined[i].refined,
-                    "task_reward": scores[i].task_reward,
-                    "gold_reward": scores[i].gold_reward,
-                }
-            )
+        for row in rollouts.records(step, [r.refined for r in refined], scores):
+            self.run.sample(row)
 
     def _record(self, metrics: Metrics) -> Metrics:
         row = dict.fromkeys(KEYS) | {"coef": self.constraint.coef} | metrics
@@ -353,9 +344,13 @@ class Trainer:
         self.trackers.log(row)
         return row
 
-    def save(self) -> None:
-        """Write the checkpoint: adapter (PEFT), optimiser, and the step, which decides the rest."""
-        if self.run is None or self._saved == self.done:
+    def save(self, sound: bool = False) -> None:
+        """Write the checkpoint: adapter (PEFT), optimiser, and the step, which decides the rest.
+
+        Not while steps are skipped, for the weights may be why, unless they are surely `sound`.
+        """
+        suspect = self.health.in_a_row > 0 and not sound
+        if self.run is None or self._saved == self.done or suspect:
             return
 
         def write(folder: Path) -> None:
@@ -379,7 +374,7 @@ class Trainer:
                 )
                 self.done = self._saved = int(extra["step"])
             self.sampler.refresh()
-        elif any(row["step"] >= self.config.save_every for row in run.metrics()):
+        elif run.should_have_saved():
             raise UserError(
                 f"{run.checkpoint}: is missing; restore it or start a new run in another --out"
             )
@@ -391,7 +386,13 @@ class Trainer:
         self.save()
         if self.run is None:
             return f"stopped before step {self.done}; nothing is saved without a run folder"
-        return f"stopped before step {self.done}, saved in {self.run.path}; --resume goes on"
+        kept = f", saved in {self.run.path}" if self._saved == self.done else f"; {self._kept()}"
+        return f"stopped before step {self.done}{kept}; --resume goes on"
+
+    def _kept(self) -> str:
+        if self.run is None or not self._saved:
+            return "there is no checkpoint"
+        return f"the checkpoint in {self.run.path} is of step {self._saved}"
 
 
 def _seed(seed: int, step: int, what: str) -> int:

@@ -1,13 +1,16 @@
 """Text becomes tokens and never becomes a role."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small import model_folder
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rftkit import OnlineRefiner, load_policy
+from rftkit import OnlineRefiner, UserError, load_policy
 from rftkit.chat import characters, encode_chat, encode_text
+from rftkit.files import replace_folder
 from rftkit.paths import TINY_MODEL
 from rftkit.tiny.made_up import CHATML, instruct_tokenizer
 
@@ -87,3 +90,17 @@ def test_our_assembly_is_the_templates_own() -> None:
     whole = TOKENIZER.apply_chat_template(turn, tokenize=True, add_generation_prompt=True)
     whole = whole["input_ids"] if hasattr(whole, "keys") else whole
     assert encode_chat(TOKENIZER, turn) == list(whole)
+
+
+def test_of_several_chat_templates_the_default_counts(tmp_path: Path) -> None:
+    """Such a tokenizer is saved with a folder of templates in its folder."""
+    turn = [{"role": "user", "content": "hi"}]
+    many = AutoTokenizer.from_pretrained(TINY_MODEL)
+    many.chat_template = {"default": many.chat_template, "tool_use": "{{ messages }}"}
+    replace_folder(tmp_path / "model", lambda new: many.save_pretrained(new))
+    assert (tmp_path / "model/additional_chat_templates").is_dir()
+    saved = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert encode_chat(saved, turn) == encode_chat(TOKENIZER, turn)
+    many.chat_template = {"tool_use": "{{ messages }}"}
+    with pytest.raises(UserError, match="no default chat template"):
+        encode_chat(many, turn)

@@ -134,3 +134,11 @@ def test_broken_files_are_told_by_line_and_field(
 def test_a_missing_file_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_mbpp(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_the_mark_that_windows_puts_first_is_no_row(kind: str, tmp_path: Path) -> None:
+    text = (DATA / f"{kind}.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "x.jsonl").write_text(text, encoding="utf-8-sig")
+    with pytest.warns(UserWarning, match="rows left out"):
+        assert READERS[kind](tmp_path / "x.jsonl") == read(kind)

@@ -203,6 +203,7 @@ SOUND = [
     "def f(a):\n    it = iter(a)\n    next(it)\n    next(it)\n    return [0, 0, 0, 0, 0, next(it)]",
     "def f(x):\n    try:\n        return x[0]\n    except IndexError:\n        pass",
     "def f(x):\n    return undefined",
+    "def f(x):\n    return f'{x:>{x}} {x!r} {{x}} {x}' + rf'''\n{f\"{x}\"}'''",
     "```python\ndef f(x):\n    return x\n```",
     "# Doubles, then adds.\ndef f(x):\n    y = x * 2; return y + 3",
 ]
@@ -224,7 +225,12 @@ BROKEN = {
     "repeats statements": ["def f(x):\n    x = x + 1\n    x = x + 1\n    return x"],
     "goes on after its end": ["def f(x):\n    return x\n    return x + 3"],
     "has statements that do nothing": ["def f(x):\n    x\n    return x"],
-    "repeats itself": ["def f(x):\n    return x + 3 + 3 + 3 + 3", "def f(x):\n    'a a a a'"],
+    "repeats itself": [
+        "def f(x):\n    return x + 3 + 3 + 3 + 3",
+        "def f(x):\n    'a a a a'",
+        'def f(x):\n    return f"thank thank thank thank thank {x}"',
+        'def f(x):\n    return f"{x}" f"{x}" f"{x}" f"{x}"',
+    ],
     "piles up comments": [RIGHT + "\n    # a\n    # b\n    # c", "def f(x):\n    return '###'"],
     "has an empty comment": [RIGHT + "  #", RIGHT + "  # # add", RIGHT + "\n    # --"],
     "repeats a comment": [EXPLAINED + "  # double"],

@@ -1,4 +1,4 @@
-"""A comparison's workers: they leave nothing running when the comparison is killed."""
+"""A comparison's runs: of the task that is asked for, each to its end, none left over."""
 
 import subprocess
 import sys
@@ -6,7 +6,17 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from small import model_folder
+
+from rftkit import RunConfig, compare
+from rftkit.errors import DivergedError
+from rftkit.runs import RunFolder
+
+SMALL = RunConfig(
+    model=model_folder(), precision="fp32", task="game", prompts=2, group=2, steps=3,
+    max_new_tokens=4, eval_prompts=2, eval_every=3, samples=0, patience=2,
+)  # fmt: skip
 
 
 def test_workers_end_with_a_killed_comparison(tmp_path: Path) -> None:
@@ -24,6 +34,29 @@ def test_workers_end_with_a_killed_comparison(tmp_path: Path) -> None:
         process.kill()
     assert family
     assert not alive
+
+
+def test_the_task_is_the_configs_unless_one_is_named(tmp_path: Path) -> None:
+    for task, name in (("game", None), ("dialogue", "dialogue")):
+        out = tmp_path / task
+        summary = compare(name, ["none"], out=out, config=SMALL, progress=False)
+        assert summary["task"] == task
+        assert RunFolder(out / "none-seed0").config().task == task
+
+
+def test_a_run_that_diverges_ends_no_other_and_is_named(tmp_path: Path) -> None:
+    beyond = 1e39  # what a 32-bit number holds, so that the KL loss overflows at once
+    with pytest.raises(DivergedError) as error:
+        compare(
+            constraints=["none", "kl"], seeds=[0, 1], out=tmp_path, config=SMALL, workers=1,
+            progress=False, coef=beyond,
+        )  # fmt: skip
+    told = str(error.value)
+    assert told.startswith("2 of 4 runs diverged, the others are finished: kl, seed 0, in ")
+    for seed in (0, 1):
+        assert f"kl, seed {seed}, in {tmp_path / f'kl-seed{seed}'}: stopped at step 1, 2" in told
+        assert RunFolder(tmp_path / f"none-seed{seed}").metrics()[-1]["step"] == 3
+    assert "lower lr (now 0.001) or change coef" in told
 
 
 def _until(done, seconds: float = 120) -> None:

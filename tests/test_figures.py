@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from rftkit.figures import bars, canvas, lines, show
+from rftkit.config import CONSTRAINTS
+from rftkit.figures import OTHERS, bars, canvas, colour, lines, show
 from rftkit.plots import COLOURS
+
+
+def test_an_own_constraint_has_one_colour_from_first_to_last() -> None:
+    first = colour("figures-own")
+    assert first == COLOURS["figures-own"] == colour("figures-own")
+    assert first not in {COLOURS[name] for name in CONSTRAINTS}
+    assert colour("reference") == OTHERS["reference"]
 
 
 def test_a_canvas_has_rows_and_columns_in_the_lessons_style() -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rftkit.config import CONSTRAINTS
 from rftkit.errors import UserError
 from rftkit.paths import DATA
 from rftkit.plots import COLOURS
@@ -226,6 +227,12 @@ def test_a_colour_means_a_constraint_and_nothing_else() -> None:
     colours = [ax.lines[0].get_color() for ax in draw_paths(LAKE, paths)]
     assert colours[:3] == [COLOURS[name] for name in ("none", "kl", "dynamic")]
     assert not set(colours[3:]) & set(COLOURS.values())
+
+
+def test_a_constraint_of_ones_own_has_its_colour_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONSTRAINTS, "lake-own", "nowhere:Nothing")
+    (ax,) = draw_paths(LAKE, {"lake-own": "down"})
+    assert ax.lines[0].get_color() == COLOURS["lake-own"]
 
 
 def test_paths_are_drawn_into_given_axes() -> None:

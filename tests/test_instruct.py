@@ -335,7 +335,7 @@ ROW = '{"prompt": [{"role": "user", "content": "Hi"}]}\n'
         ({"reward": "own_rewards:nothing"}, "reward: module 'own_rewards' has no function"),
         ({"reward": ""}, "reward: task 'own' needs"),
         ({"data": "", "reward": ""}, "task 'own' needs"),
-        ({"task": "dialogue", "reward": ""}, r"mine\.jsonl: row 1 lacks name, size"),
+        ({"task": "dialogue", "reward": ""}, r"mine\.jsonl:1: lacks name, size"),
         ({"reward": "own_rewards:few"}, "own_rewards:few must return a list"),
         (
             {"reward": "own_rewards:nan"},

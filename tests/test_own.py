@@ -180,6 +180,28 @@ def test_a_row_that_is_too_long_is_told_before_any_step(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("column", "test", "says"),
+    [
+        ("tests", {"call": "f(1", "expect": "2"}, r"tests\[1\]: 'call' is not a Python expression"),
+        ("hidden_tests", {"call": "f(1)", "expect": "two"}, r"hidden_tests\[1\]: 'expect' is not"),
+    ],
+)
+def test_a_code_row_whose_tests_cannot_be_read_is_told_before_any_step(
+    tmp_path: Path, column: str, test: dict[str, str], says: str
+) -> None:
+    good = {"call": "f(1)", "expect": "2"}
+    row = {"prompt": [{"role": "user", "content": "Double a number; name it f."}],
+           "name": "f", "tests": [good], "hidden_tests": [good]}  # fmt: skip
+    bad = row | {column: [good, test]}
+    data = tmp_path / "code.jsonl"
+    data.write_text("\n".join(["", *map(json.dumps, [row, row, row, bad])]))
+    config = RunConfig.from_dict(SMALL | {"task": "code", "data": str(data)})
+    with pytest.raises(UserError, match=rf"code\.jsonl:5: {says}"):
+        Trainer(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_absurd_numbers_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="workers: -3 must be at least 0"):
         run_all([(RunConfig(model=model_folder()), tmp_path / "run")], -3, False)

@@ -1,5 +1,6 @@
 """A refiner that is a function of the user's own: what it returns is what training learns from."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -146,3 +147,16 @@ def test_chat_shows_what_the_runs_own_refiner_says(tmp_path: Path) -> None:
     Trainer(config, tmp_path / "run").train(progress=False)
     _, refinement = Chat(tmp_path / "run").answer(ORDER[0]["content"])
     assert refinement.refined == refinement.response.lower() != refinement.response
+
+
+def test_a_prompt_that_is_too_long_does_not_end_the_chat(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    config = RunConfig.from_dict(SMALL | {"steps": 1, "constraint": "none"})
+    Trainer(config, tmp_path / "run").train(progress=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO("tea " * 5000 + "\n\n" + "Hi\n"))
+    assert main(["chat", "--run", str(tmp_path / "run")]) == 0
+    first, *block = capsys.readouterr().out.splitlines()
+    assert first.startswith("prompt: text 1 of 1 has ")
+    assert "shorten it" in first
+    assert block[0].split() == ["policy", "reference", "refined"]

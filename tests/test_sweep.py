@@ -1,12 +1,14 @@
 """A sweep names the coefficient with the highest mean gold reward."""
 
 import json
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
 from small import model_folder
 
 from rftkit import RunConfig, UserError
+from rftkit.errors import DivergedError
 from rftkit.sweep import sweep, table
 
 SMALL = RunConfig(
@@ -30,6 +32,23 @@ def test_sweep(tmp_path) -> None:
     assert found["best"] == max(means, key=means.__getitem__)
     assert "best coefficient" in table(found)
     assert (tmp_path / "kl-0.1-seed5" / "metrics.jsonl").exists()
+
+
+def test_a_coefficient_with_a_run_that_diverged_is_the_worst(tmp_path) -> None:
+    config = replace(SMALL, precision="fp32", patience=1)
+    found = sweep(config, [0.1, 1e39], [5], out=tmp_path / "a", progress=False)
+    assert found["best"] == 0.1
+    assert found["gold_reward"]["1e+39"] is None
+    assert found == json.loads((tmp_path / "a/sweep.json").read_text())
+    good, bad = found["runs"]
+    assert good["gold_reward"] is not None
+    assert "diverged" not in good
+    assert bad["gold_reward"] is None
+    told = f"kl, seed 5, in {tmp_path / 'a/kl-1e+39-seed5'}: stopped at step 0"
+    assert bad["diverged"].startswith(told)
+    assert f"diverged: {told}" in table(found)
+    with pytest.raises(DivergedError, match=r"every coefficient diverged: kl, seed 5, in "):
+        sweep(config, [1e39], [5], out=tmp_path / "b", progress=False)
 
 
 def test_a_constraint_without_coefficient_is_told_so(tmp_path) -> None:

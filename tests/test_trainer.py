@@ -102,6 +102,9 @@ def test_the_command_resumes_by_the_runs_own_settings(tmp_path: Path, capsys) ->
     assert [row["step"] for row in RunFolder(Path(out)).metrics()] == [0, 1, 2, 3]
     assert main(["train", "--out", out, "--resume", "--coef", "0.3"]) == 2
     assert "holds a run with another coef" in capsys.readouterr().err
+    assert main(["train", "--out", out, "--resume", "--preset", "gpu_8gb"]) == 2
+    told = f"rftkit: preset: {out} holds a run with settings of its own; leave it out\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("sampler", ["dense", "direct"])

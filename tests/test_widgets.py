@@ -1,5 +1,6 @@
 """The explorers without a browser: what they show, asserted through data, text and controls."""
 
+import json
 import re
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 from small import model_folder
 
 from rftkit import Policy, RunConfig, UserError, load_policy, load_task
+from rftkit.config import CONSTRAINTS
 from rftkit.plots import COLOURS
 from rftkit.runs import RunFolder
 from rftkit.toy import boltzmann, cafe, push_forward, train
@@ -27,6 +29,7 @@ from rftkit.widgets import (
     sample_html,
     toy_figure,
 )
+from rftkit.widgets.film import film_figure
 from rftkit.widgets.live import MEASURES, live_figure, recorded_runs
 from rftkit.widgets.samples import latest, worst
 
@@ -171,6 +174,16 @@ def test_the_film_goes_through_the_steps_of_a_run(runs: Path) -> None:
     assert harmless(film.view.value)
 
 
+def test_the_film_of_a_constraint_of_ones_own_has_its_colour_at_once(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setitem(CONSTRAINTS, "film-own", "nowhere:Nothing")
+    record(tmp_path / "run", "film-own", 1.0, (0, 10), 0.0)
+    figure = film_figure(RunFolder(tmp_path / "run"), "second", 10)
+    (line,) = [x for x in figure.axes[0].lines if x.get_label() == "this prompt"]
+    assert line.get_color() == COLOURS["film-own"]
+
+
 @pytest.mark.parametrize("explorer", [ConstraintLab, TrainingFilm])
 def test_a_folder_without_runs_is_a_users_mistake(explorer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recorded"):
@@ -230,6 +243,23 @@ def until(true, seconds: float = 60) -> None:
     while not true():
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.02)
+
+
+def test_a_task_of_ones_own_trains_and_is_shown(tmp_path: Path, monkeypatch) -> None:
+    rows = [{"prompt": [{"role": "user", "content": f"Say {i}."}]} for i in range(10)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "paid_by_length.py").write_text(
+        "def reward(completions, **rest):\n    return [len(c[0]['content']) for c in completions]"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = {"task": "own", "data": "mine.jsonl", "reward": "paid_by_length:reward", "steps": 1}
+    trainer = live(tmp_path / "runs", constraint="none", **own)
+    trainer.start()
+    trainer.sessions[0].wait(60)
+    assert trainer.sessions[0].state == "finished", trainer.sessions[0].error
+    lab = ConstraintLab(tmp_path / "runs")
+    assert lab.message.value == ""
+    assert "<img" in lab.view.value
 
 
 def test_recorded_runs_stand_behind_ones_own() -> None:

@@ -80,6 +80,10 @@ class Task(ABC):
         """More numbers to log at an evaluation, by name."""
         return {}
 
+    def check(self, prompt: Prompt) -> None:
+        """Raise UserError where a row, which may be a user's own, cannot be scored."""
+        self.score([prompt], [""], [True])
+
     @abstractmethod
     def well_formed(self, prompt: Prompt, response: str) -> bool:
         """Whether the form is sound, right or wrong; a finished text is else degenerate."""
@@ -135,6 +139,22 @@ def read_prompts(path: Path) -> list[Prompt]:
 
     Raises UserError that names file, line and field of the first broken row.
     """
+    return [prompt for _, prompt in placed_prompts(path)]
+
+
+def placed_prompts(path: Path) -> list[tuple[str, Prompt]]:
+    """As `read_prompts`, each with its place, "file:line"."""
+    prompts = [(place, _prompt(row, place)) for place, row in read_rows(path)]
+    if not prompts:
+        raise UserError(f"{path}: no rows; each line is a JSON object with a 'prompt'")
+    return prompts
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The object in each line of a JSONL file, and its place, "file:line"; empty lines are none.
+
+    Raises UserError where there is no such file or line.
+    """
     try:
         # With the mark that Windows puts first; and JSON may hold other line ends.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -142,10 +162,10 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is no UTF-8 text ({error})") from None
-    prompts = [_prompt(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
-    if not prompts:
-        raise UserError(f"{path}: no rows; each line is a JSON object with a 'prompt'")
-    return prompts
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            place = f"{path}:{number}"
+            yield place, _object(line, place)
 
 
 def instructed(prompts: Sequence[Prompt], instruction: str) -> list[Prompt]:
@@ -163,13 +183,17 @@ def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _prompt(line: str, place: str) -> Prompt:
+def _object(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        raise UserError(f"{place}: not a JSON object; write one complete object a line") from None
+        row = None
     if not isinstance(row, dict):
         raise UserError(f"{place}: not a JSON object; write one complete object a line")
+    return row
+
+
+def _prompt(row: dict[str, Any], place: str) -> Prompt:
     messages = row.pop("prompt", None)
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{place}: field 'prompt' must be a non-empty list of messages")

@@ -20,6 +20,7 @@ from typing import Any
 from rftkit.errors import UserError
 from rftkit.paths import DATA
 from rftkit.sandbox import ProgramResult, run_many, run_programs
+from rftkit.sandbox.judge import read_tests
 from rftkit.tasks import code_texts
 from rftkit.tasks.base import Prompt, Score, Task, edit_units, read_prompts, write_jsonl
 from rftkit.tasks.code_form import code_lines, fault, parse, program_of
@@ -73,6 +74,13 @@ class Code(Task):
 
     def prompts(self, split: str) -> list[Prompt]:
         return read_prompts(FOLDER / f"{split}.jsonl")
+
+    def check(self, prompt: Prompt) -> None:
+        """As `Task.check`: all tests are read, though no program runs."""
+        for column in self.columns:
+            tests = tests_of(prompt, column)
+            if "call" in tests[0]:
+                read_tests(tests, column.removesuffix("tests"))
 
     @cached_property
     def reviewer(self) -> LinearRewardModel:

@@ -64,7 +64,7 @@ def fault(program: str, name: str | None) -> str | None:
     if tree is None:
         return "does not parse"
     try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(program).readline))
+        tokens = _tokens(program)
     except (tokenize.TokenError, SyntaxError):
         return "does not parse"
     return (
@@ -74,6 +74,32 @@ def fault(program: str, name: str | None) -> str | None:
         or _padded_comments(program, tokens)
         or _padded_lines(program)
     )
+
+
+def _tokens(program: str) -> list[tokenize.TokenInfo]:
+    """The program's tokens, an f-string as one, which Python 3.12 and later take apart."""
+    lines = program.split("\n")
+    tokens: list[tokenize.TokenInfo] = []
+    begun: list[tokenize.TokenInfo] = []  # f-strings that have not ended, the outermost first
+    for token in tokenize.generate_tokens(io.StringIO(program).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind == "FSTRING_START":
+            begun.append(token)
+        elif kind == "FSTRING_END":
+            first = begun.pop()
+            text = _between(lines, first.start, token.end)
+            token = token._replace(type=tokenize.STRING, string=text, start=first.start)
+        if not begun:
+            tokens.append(token)
+    return tokens
+
+
+def _between(lines: Sequence[str], start: tuple[int, int], end: tuple[int, int]) -> str:
+    """The text between two places (line from 1, column from 0)."""
+    parts = list(lines[start[0] - 1 : end[0]])
+    parts[-1] = parts[-1][: end[1]]
+    parts[0] = parts[0][start[1] :]
+    return "\n".join(parts)
 
 
 def _depth(tree: ast.AST) -> int:

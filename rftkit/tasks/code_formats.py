@@ -11,12 +11,12 @@ import ast
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rftkit.errors import UserError
-from rftkit.tasks.base import Prompt
+from rftkit.tasks.base import Prompt, read_rows
 
 Row = dict[str, Any]
 Test = dict[str, str]
@@ -59,7 +59,7 @@ def _read(path: Path, convert: Callable[[Row, str], tuple[Prompt, int]]) -> list
     prompts: list[Prompt] = []
     reasons: Counter[str] = Counter()
     tests_left = 0
-    for place, row in _rows(path):
+    for place, row in read_rows(path):
         try:
             prompt, left = convert(row, place)
         except _UnusableError as reason:
@@ -75,24 +75,6 @@ def _read(path: Path, convert: Callable[[Row, str], tuple[Prompt, int]]) -> list
     if reasons or tests_left:
         warnings.warn(f"{path}: {summary}, {tests_left} tests of the others", stacklevel=3)
     return prompts
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: not a JSON object; write one complete object a line")
-        yield place, row
 
 
 def _field(row: Row, place: str, *keys: str) -> Any:

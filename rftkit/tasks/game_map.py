@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from rftkit.config import CONSTRAINTS
 from rftkit.errors import UserError
 from rftkit.tasks.base import Prompt
 
@@ -226,7 +227,7 @@ def draw_paths(
     for ax, (title, response) in zip(axes, paths.items(), strict=True):
         walk = play(rows, response)
         _draw_map(ax, rows)
-        _draw_walk(ax, rows, walk, COLOURS.get(title, "#333333"))
+        _draw_walk(ax, rows, walk, COLOURS[title] if title in CONSTRAINTS else "#333333")
         ax.set_title(f"{title}\n{_outcome(rows, walk)}", fontsize=10)
     return list(axes)
 

@@ -23,7 +23,7 @@ from typing import Any
 from rftkit.errors import UserError
 from rftkit.metrics import rep_3
 from rftkit.plugins import in_a_line, load_function
-from rftkit.tasks.base import Prompt, Score, Task, read_prompts
+from rftkit.tasks.base import Prompt, Score, Task, placed_prompts
 
 HELD_OUT_EVERY = 5
 LARGEST = 1e30  # of a reward; sums of larger ones overflow
@@ -74,22 +74,26 @@ class OwnTask(Task):
     @cached_property
     def rows(self) -> list[Prompt]:
         """All rows of the file, in order."""
-        return read_prompts(Path(self.data))
+        return [prompt for _, prompt in self._placed]
+
+    @cached_property
+    def _placed(self) -> list[tuple[str, Prompt]]:
+        return placed_prompts(Path(self.data))
 
     def _check_rows(self) -> None:
         if len(self.rows) < 2:
             raise UserError(f"{self.data}: one row is too few; one is held out")
-        for number, prompt in enumerate(self.rows if self.base is not None else [], 1):
-            assert self.base is not None
-            place = f"{self.data}: row {number}"
+        if self.base is None:
+            return
+        for place, prompt in self._placed:
             missing = [name for name in self.base.columns if name not in prompt.columns]
             if missing:
                 raise UserError(
-                    f"{place} lacks {', '.join(missing)}, by which task {self.name} scores; "
+                    f"{place}: lacks {', '.join(missing)}, by which task {self.name} scores; "
                     "add them, or take --task own and a --reward"
                 )
             try:
-                self.base.score([prompt], [""], [True])
+                self.base.check(prompt)
             except UserError as error:
                 raise UserError(f"{place}: {error}") from None
 

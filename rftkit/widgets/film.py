@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from rftkit.errors import UserError
+from rftkit.figures import colour
 from rftkit.paths import DATA
-from rftkit.plots import COLOURS
 from rftkit.runs import RunFolder
 from rftkit.widgets.parts import (
     Explorer,
@@ -42,7 +42,7 @@ def film_runs(root: Path) -> dict[str, RunFolder]:
 def film_figure(run: RunFolder, prompt: str, step: int) -> Figure:
     """Gold reward and edit ratio of one prompt's response, over the mean of all, against step."""
     rows = [r for r in run.samples() if r["prompt"] == prompt]
-    colour = COLOURS.get(run.config().constraint, "#333333")
+    own = colour(run.config().constraint)
     metrics = run.metrics()
     figure, (gold, edits) = panels(1, 2, 9, 2.6)
     for axis, key, title in (
@@ -53,9 +53,9 @@ def film_figure(run: RunFolder, prompt: str, step: int) -> Figure:
         axis.plot(*zip(*mean, strict=True), color="#999999", linewidth=1.5, label="mean of the run")
         value = {r["step"]: r[key] if key in r else sample_edit_ratio(r) for r in rows}
         shown = {s: v for s, v in value.items() if v is not None}
-        axis.plot(list(shown), list(shown.values()), "o--", color=colour, label="this prompt")
+        axis.plot(list(shown), list(shown.values()), "o--", color=own, label="this prompt")
         if step in shown:
-            axis.plot([step], [shown[step]], "o", color=colour, markersize=13, fillstyle="none")
+            axis.plot([step], [shown[step]], "o", color=own, markersize=13, fillstyle="none")
         axis.axvline(step, color="#777777", linewidth=1)
         axis.set_ylim(bottom=0)
         tidy(axis, title)

@@ -14,7 +14,7 @@ from rftkit.errors import UserError
 from rftkit.paths import DATA
 from rftkit.plots import COLOURS, LABELS, STYLES, series
 from rftkit.runs import RunFolder
-from rftkit.tasks import REGISTRY, load_task
+from rftkit.tasks import REGISTRY, task_of
 from rftkit.widgets.parts import (
     Explorer,
     constraint_label,
@@ -84,7 +84,8 @@ def lab_figure(chosen: Sequence[tuple[Sweep, float]], step: int) -> Figure:
         axis.axvline(step, color="#777777", linewidth=1)
         tidy(axis, title)
     task, gold, degenerate, strength = axes.flat
-    gold_max = load_task(chosen[0][0].task).gold_max
+    sweep, coef = chosen[0]
+    gold_max = task_of(sweep.runs[coef][0].config()).gold_max
     gold.axhline(gold_max, color="#999999", linewidth=1, linestyle=":")
     gold.set_ylim(0, 1.05 * gold_max)
     degenerate.set_ylim(-0.03, 1.03)

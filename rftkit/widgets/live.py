@@ -22,7 +22,7 @@ from rftkit.errors import UserError
 from rftkit.paths import DATA
 from rftkit.plots import COLOURS, STYLES
 from rftkit.runs import RunFolder
-from rftkit.tasks import load_task
+from rftkit.tasks import task_of
 from rftkit.trainer import Trainer
 from rftkit.widgets.parts import (
     Explorer,
@@ -191,7 +191,7 @@ class LiveTrainer(Explorer):
 
     def __init__(self, config: RunConfig = LIVE, out: Path | str = "out/live"):
         self.config, self.out = config, Path(out)
-        self.gold_max = load_task(config.task).gold_max
+        self.gold_max = task_of(config).gold_max
         self.sessions: list[Session] = []
         self._drawn, self._lock = 0.0, threading.RLock()
         self.constraint = dropdown(list(CONSTRAINTS), "constraint")

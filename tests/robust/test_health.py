@@ -10,6 +10,7 @@ import torch
 from small import model_folder
 
 from rftkit import RunConfig, Trainer, UserError, load_policy, load_task
+from rftkit.errors import BadStepError, DivergedError
 from rftkit.runs import RunFolder
 from rftkit.tasks import Score
 
@@ -71,7 +72,7 @@ def test_a_skipped_step_leaves_the_policy_alone() -> None:
 
 def test_too_many_in_a_row_stop_the_run_at_its_last_good_checkpoint(tmp_path: Path) -> None:
     run = trainer(tmp_path / "run", Scorer(reward(math.nan), range(2, 99)))
-    message = r"stopped at step 4, 3 steps in a row .* task_reward not finite.* last good state"
+    message = r"stopped at step 4, 3 steps in a row .* task_reward not finite.*run is of step 2$"
     with pytest.raises(UserError, match=message):
         run.train(progress=False)
     honest = trainer(tmp_path / "other", steps=2)
@@ -81,6 +82,75 @@ def test_too_many_in_a_row_stop_the_run_at_its_last_good_checkpoint(tmp_path: Pa
     ).policy.adapter()
     good = honest.policy.adapter()
     assert all(torch.equal(stopped[name], good[name]) for name in good)
+
+
+def test_a_run_that_breaks_before_its_first_checkpoint_says_that_there_is_none(
+    tmp_path: Path,
+) -> None:
+    run = trainer(tmp_path / "run", Scorer(reward(math.nan), range(1, 99)), save_every=20)
+    with pytest.raises(DivergedError, match=r"stopped at step 3, .*; there is no checkpoint$"):
+        run.train(progress=False)
+    assert not (tmp_path / "run/checkpoint").exists()
+
+
+def test_nothing_is_saved_while_steps_are_skipped(tmp_path: Path, caplog) -> None:
+    bad = {1, 2, 4, 5}
+    steps = trainer(tmp_path / "run", Scorer(reward(math.nan), bad), steps=6).steps()
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    assert "stopped before step 3; the checkpoint in" in caplog.text
+    assert "run is of step 1; --resume goes on" in caplog.text
+    config = replace(CONFIG, steps=6)
+    again = Trainer(config, tmp_path / "run", resume=True, task=Scorer(reward(math.nan), {0, 1, 3}))
+    assert again.done == 1
+    for metrics in again.steps():
+        if metrics["step"] in (1, 2):
+            assert again._saved == 1
+    assert [row["step"] for row in RunFolder(tmp_path / "run").metrics()] == list(range(7))
+    assert again._saved == 6, "the last evaluation was sound"
+
+
+def test_a_checkpoint_that_was_never_due_is_not_missed(tmp_path: Path) -> None:
+    steps = trainer(tmp_path / "run", Scorer(reward(math.nan))).steps()
+    next(steps)
+    next(steps)
+    steps.close()
+    assert Trainer(CONFIG, tmp_path / "run", resume=True).done == 0
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_an_evaluation_that_breaks_down_is_a_diverged_run(
+    tmp_path: Path, monkeypatch, last: bool
+) -> None:
+    """Not one to go on with: what is broken is not saved, and the advice is there."""
+    steps = 3 if last else 6
+    run = trainer(tmp_path / "run", steps=steps, save_every=2)
+    honest = run.sampler.sample
+
+    def sample(prompts, *, group, **settings):
+        if group == 1 and run.done == 3:
+            raise BadStepError("logits not finite", "the model broke down; take precision fp32")
+        return honest(prompts, group=group, **settings)
+
+    monkeypatch.setattr(run.sampler, "sample", sample)
+    step = "stopped at the evaluation of step 3; logits not finite: .* take precision fp32"
+    saved = 3 if last else 2  # the last step's checkpoint comes before its evaluation
+    told = rf"{step}, or lower lr \(now 0.001\) and .*; the checkpoint in .*run is of step {saved}$"
+    with pytest.raises(DivergedError, match=told):
+        run.train(progress=False)
+    assert (
+        Trainer(replace(CONFIG, steps=steps, save_every=2), tmp_path / "run", resume=True).done
+        == saved
+    )
+
+
+def test_a_kl_that_is_no_number_ends_an_evaluation(monkeypatch) -> None:
+    monkeypatch.setattr("rftkit.trainer.kl_of", lambda *_: math.nan)
+    with pytest.raises(
+        DivergedError, match=r"evaluation of step 0; kl is not a number: .*fp32; there is"
+    ):
+        trainer().train(progress=False)
 
 
 def test_the_count_in_a_row_survives_an_interruption(tmp_path: Path) -> None:

@@ -249,6 +249,23 @@ def test_a_run_has_one_writer(tmp_path: Path) -> None:
     assert Trainer(CONFIG, tmp_path / "run", resume=True).done == 1
 
 
+def test_a_run_has_one_writer_though_its_config_is_replaced(tmp_path: Path) -> None:
+    """As it is for more steps; Windows replaces no file that is open."""
+    run = RunFolder.create(tmp_path / "run", CONFIG)
+    with run.alone():
+        held = {os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()}
+        assert not any(path.endswith("config.json") for path in held)
+        run._write(CONFIG)
+        with pytest.raises(UserError, match="another process is at work in it"), run.alone():
+            pass
+
+
+def test_a_run_from_before_the_lock_had_a_file_goes_on(cut: Path, whole: Path) -> None:
+    (cut / "run.lock").unlink()
+    train(cut, resume=True)
+    assert records(cut) == records(whole)
+
+
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """Ctrl-C as a terminal has it; what a shell starts in the background ignores it."""
