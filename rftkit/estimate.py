@@ -335,11 +335,13 @@ def _prompt_lengths(config: RunConfig, prompt_tokens: int) -> tuple[int, int]:
         return prompt_tokens, prompt_tokens
     try:
         tokenizer = AutoTokenizer.from_pretrained(locate(config.model))
+        if not tokenizer.chat_template:
+            return UNKNOWN_PROMPT, UNKNOWN_PROMPT
         task = task_of(config)
         told = "" if native(tokenizer) else task.instruction
         prompts = instructed(task.prompts("train"), told)
         lengths = [len(encode_chat(tokenizer, p.messages)) for p in prompts]
-    except (OSError, ValueError):  # no tokenizer, or one without a chat template
+    except (OSError, ValueError):  # no tokenizer
         return UNKNOWN_PROMPT, UNKNOWN_PROMPT
     return min(lengths), max(lengths)
 

@@ -28,6 +28,7 @@ from rftkit.state import reading
 
 log = logging.getLogger("rftkit")
 PRECISIONS = ("nf4", "bf16", "fp32")
+BLINK_BYTES = 1e9  # of weights; less needs no loading bar
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -269,7 +270,7 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
             raise UserError(f"model: {model!r} is stored in 4 bits; use it with --precision nf4")
         if precision == "nf4" and not stored:
             options["quantization_config"] = nf4_config(dtype)
-        with _quiet() if embedded(model) else nullcontext():
+        with _quiet() if _loads_in_a_blink(path) else nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(path)
             base: Any = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
@@ -293,9 +294,15 @@ def _keep_differentiable(model: torch.nn.Module) -> None:
             module.train()
 
 
+def _loads_in_a_blink(path: str) -> bool:
+    """Whether a model lies here and is small."""
+    sizes = (file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    return Path(path).is_dir() and sum(sizes) < BLINK_BYTES
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No loading bars for a model that loads in a blink."""
+    """Inside, no loading bars."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
