@@ -8,9 +8,10 @@ import pytest
 from rftkit.metrics import bootstrap_ci, mean
 from rftkit.paths import DATA
 from rftkit.report import fill
-from rftkit.study.analysis import best_on_the_way, by_refiner, results, runs
+from rftkit.study.analysis import best_on_the_way, by_refiner, differences, results, runs
 from rftkit.study.command import RECORDS
 from rftkit.study.exploits import BONUS, upsell
+from rftkit.study.frontier import frontier
 from rftkit.study.methods import DOSES, METHODS, VARIATIONS
 from rftkit.study.plan import PROTOCOL
 from rftkit.study.records import RecordFiles, sha256
@@ -62,6 +63,25 @@ def test_the_table_of_the_tasks_is_made_from_the_records(study: Study) -> None:
                 line = next(x for x in filled if x.startswith(f"| {method.label} |"))
                 told = f"{mean(golds):.2f} ({low:.2f} to {high:.2f}), "
                 assert line.split(" | ")[1 + i].startswith(told)
+
+
+def test_the_frontier_moves(study: Study, page: str) -> None:
+    readme = " ".join((DATA.parent / "README.md").read_text(encoding="utf-8").split())
+    best = {}
+    for task in TASKS:
+        own = study.ended(task, "dynamic", key="degenerate")
+        rivals = [m.name for m in METHODS if m.kind in ("none", "kl")]
+        for name in (name for name in rivals if results(task, name, study.records)):
+            assert study.ended(task, name, key="degenerate") > own
+        assert all(c.low > 0 for c in differences(PROTOCOL, task, study.records))
+        moved = frontier(PROTOCOL, task, study.records)
+        assert all(w.best is None or w.best.low > 0 for w in moved)
+        best[task] = max(w.best.gold for w in moved if w.best)
+        luckiest = max(w.luckiest or 0 for w in moved)
+        assert luckiest < study.ended(task, "dynamic")
+    assert f"evaluations on the game comes to {luckiest:.2f}.)" in readme
+    assert f"come to {best['dialogue']:.2f} at best on dialogue, to {best['code']:.2f} on" in page
+    assert f"on code and to {best['game']:.2f} on the game" in page
 
 
 def test_fewer_responses_refined(study: Study, page: str) -> None:
