@@ -218,6 +218,7 @@ def _compare(arguments: Arguments) -> None:
 
 def _train(arguments: Arguments) -> None:
     from rftkit.allocator import keep_freed_memory
+    from rftkit.constraints import unused_settings
     from rftkit.trainer import Trainer
 
     keep_freed_memory()
@@ -225,10 +226,9 @@ def _train(arguments: Arguments) -> None:
     goes_on = arguments.resume and run.begun
     config = resumed_config(arguments, run) if goes_on else _config(arguments)
     trainer = Trainer(config, arguments.out, resume=arguments.resume)
-    idle = [name for name in given_settings(arguments) if name.startswith("refine")]
-    if idle and not hasattr(trainer.constraint, "refiner"):
-        told = f"constraint {trainer.config.constraint} does not train on refinements"
-        print(f"rftkit: {told}: {', '.join(idle)} changes nothing", file=sys.stderr)
+    if idle := unused_settings(given_settings(arguments), trainer.constraint):
+        told = f"under constraint {trainer.config.constraint} {', '.join(idle)} changes nothing"
+        print(f"rftkit: {told}", file=sys.stderr)
     if arguments.resume:
         told = f"goes on at step {trainer.done} of {trainer.config.steps}"
         print(f"rftkit: {arguments.out}: {told}", file=sys.stderr)

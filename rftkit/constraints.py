@@ -7,6 +7,7 @@ to every micro-batch. The trainer knows no more of it than this interface.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from statistics import fmean
@@ -256,3 +257,16 @@ def make_constraint(policy: Policy, config: RunConfig) -> NoConstraint:
     """The constraint that the configuration names, by its line in `rftkit.config.CONSTRAINTS`."""
     made: NoConstraint = resolve_name(CONSTRAINTS[config.constraint])(policy, config)
     return made
+
+
+def unused_settings(given: Iterable[str], constraint: NoConstraint) -> list[str]:
+    """Names of settings that one of the kit's constraints does not read."""
+    of_kl = {"kl_form", "kl_target", "reference_reset"}
+    of_sft = {name for name in given if name.startswith("refine")} | {"sft_on"}
+    if isinstance(constraint, KLConstraint):
+        unused = of_sft
+    elif isinstance(constraint, DynamicConstraint):
+        unused = of_kl
+    else:
+        unused = of_kl | of_sft | {"coef"} if type(constraint) is NoConstraint else set()
+    return [name for name in given if name in unused]

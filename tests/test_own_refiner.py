@@ -10,6 +10,7 @@ from small import model_folder
 
 from rftkit import RunConfig, Trainer, UserError, load_policy
 from rftkit.cli import main
+from rftkit.constraints import NoConstraint, make_constraint, unused_settings
 from rftkit.models import Policy
 from rftkit.own_refiner import OwnRefiner
 from rftkit.runs import RunFolder
@@ -114,6 +115,30 @@ def test_a_refiner_that_nothing_asks_is_told(tmp_path: Path, capsys) -> None:
         out = str(tmp_path / constraint)
         assert main([*command, "--coef", "1", "--constraint", constraint, "--out", out]) == 0
         assert ("refine_share changes nothing" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ("constraint", "unused"),
+    [
+        ("none", ["coef", "kl_form", "sft_on", "refine_share"]),
+        ("kl", ["sft_on", "refine_share"]),
+        ("dynamic", ["kl_form"]),
+        ("identity", ["kl_form"]),
+    ],
+)
+def test_settings_that_a_constraint_does_not_read_are_known(constraint: str, unused: list) -> None:
+    policy = load_policy(model_folder())
+    made = make_constraint(policy, RunConfig(constraint=constraint))
+    given = ["lr", "coef", "kl_form", "sft_on", "refine_share"]
+    assert unused_settings(given, made) == unused
+
+
+def test_a_constraint_of_ones_own_may_read_any_setting() -> None:
+    class Own(NoConstraint):
+        name = "own"
+
+    own = Own(load_policy(model_folder()), RunConfig())
+    assert unused_settings(["coef", "kl_form"], own) == []
 
 
 def endless(prompts: list, responses: list[str]) -> list[str]:
