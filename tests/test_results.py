@@ -152,7 +152,7 @@ def test_a_refiner_that_learned_less(study: Study, page: str) -> None:
     assert early["game"] == pytest.approx(own["game"], abs=0.02)
     assert early["dialogue"] / own["dialogue"] == pytest.approx(5 / 6, abs=0.02)
     assert early["dialogue"] < study.ended("dialogue", "training-5800", "why")
-    assert f"ends at {early['code']:.2f}, below its start and below no constraint." in page
+    assert f"ends at {early['code']:.2f}, below its start and below training without" in page
     start = mean([row["curve"]["gold_reward"][0] for row in study.rows("code", "none")])
     assert early["code"] < min(start, study.ended("code", "none"))
     assert f"After {11_000 / DOSES['training'][1]:.0%} of its pre-training it does as" in page
