@@ -144,6 +144,8 @@ def test_the_best_kl_of_the_game(study: Study, page: str) -> None:
     ahead, before = (ours - study.ended("game", kl) for kl in ("kl-k1-reward", "kl-k3-loss"))
     bad = study.ended("game", "kl-k1-reward", key="degenerate")
     assert f"{ahead:.2f} ahead, not {before:.2f}, with {bad:.0%} of its responses" in page
+    others = [study.ended("game", f"kl-{form}") for form in ("k2-loss", "adaptive", "reset")]
+    assert all(ours - before < gold < ours - ahead for gold in others)  # "lie between"
 
 
 def test_a_refiner_that_learned_less(study: Study, page: str) -> None:
