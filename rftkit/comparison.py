@@ -167,11 +167,11 @@ def run_one(config: RunConfig, out: Path, threads: int = 0) -> None:
 
 
 def attempt(config: RunConfig, out: Path, threads: int = 0) -> str:
-    """As `run_one`, for a run that may diverge: why it did, in a line that names it; else ""."""
+    """As `run_one`, for a run that may diverge, which is a result as well: why it did, or ""."""
     try:
         run_one(config, out, threads)
     except DivergedError as error:
-        return f"{config.constraint}, seed {config.seed}, in {out}: {error}"
+        return str(error)
     return ""
 
 
@@ -187,7 +187,11 @@ def run_all_to_the_end(
     """As `run_all`, but a run that diverges ends no other: those that did, and why, by folder."""
     ended: dict[Path, str] = {}
     run_all(jobs, workers, progress, run=attempt, look=ended.update)
-    return {folder: why for folder, why in ended.items() if why}
+    return {
+        folder: f"{config.constraint}, seed {config.seed}, in {folder}: {ended[folder]}"
+        for config, folder in jobs
+        if ended.get(folder)
+    }
 
 
 def run_all(

@@ -117,10 +117,8 @@ class RunConfig:
     trackers: Annotated[str, "also log to these, comma-separated: tensorboard, trackio, wandb"] = ""
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in tuple(allowed):
-                value = getattr(self, name)
-                raise UserError(f"{name}: {value!r} is unknown; choose of {', '.join(allowed)}")
+        for name in CHOICES:
+            check_choice(name, getattr(self, name))
         for name, (kind, _) in field_docs().items():
             value = getattr(self, name)
             if kind in (str, bool) and not isinstance(value, kind):
@@ -220,3 +218,9 @@ def field_docs() -> dict[str, tuple[Any, str]]:
 CHOICES: dict[str, Collection[str]] = {"constraint": CONSTRAINTS} | {
     name: get_args(kind) for name, (kind, _) in field_docs().items() if "Literal" in str(kind)
 }
+
+
+def check_choice(name: str, value: object) -> None:
+    """Raise UserError where a setting of few values has another one."""
+    if value not in tuple(CHOICES[name]):
+        raise UserError(f"{name}: {value!r} is unknown; choose of {', '.join(CHOICES[name])}")

@@ -21,15 +21,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from rftkit.chat import encode_chat, encode_text
+from rftkit.config import check_choice
 from rftkit.errors import UserError
 from rftkit.hub import locate
 from rftkit.paths import embedded, learned_tasks
 from rftkit.state import reading
 
 log = logging.getLogger("rftkit")
-PRECISIONS = ("nf4", "bf16", "fp32")
 BLINK_BYTES = 1e9  # of weights; less needs no loading bar
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass
@@ -160,8 +159,7 @@ def load_policy(
     adapter: a folder saved by PEFT; without it the adapter is fresh (B = 0, A from `seed`).
     Raises UserError where the model cannot be read, or a setting is unknown.
     """
-    if precision not in PRECISIONS:
-        raise UserError(f"precision: {precision!r} is unknown; choose of {', '.join(PRECISIONS)}")
+    check_choice("precision", precision)
     target = pick_device(device, model)
     precision = _supported(precision, target)
     base, tokenizer = _load_base(model, precision, target)
@@ -203,8 +201,7 @@ def pick_device(device: str, model: str = "") -> torch.device:
 
     Raises UserError for a device that is none.
     """
-    if device not in DEVICES:
-        raise UserError(f"device: {device!r} is unknown; choose of {', '.join(DEVICES)}")
+    check_choice("device", device)
     if stays_on_cpu(device, model):
         device = "cpu"
     elif device == "auto":

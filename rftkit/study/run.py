@@ -14,9 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rftkit.comparison import run_all, run_one
+from rftkit.comparison import attempt, run_all
 from rftkit.config import RunConfig
-from rftkit.errors import DivergedError, UserError
+from rftkit.errors import UserError
 from rftkit.files import writing
 from rftkit.guard import sole_writer
 from rftkit.paths import learned_tasks
@@ -163,15 +163,6 @@ class Study:
                     f"{self.files.folder}: {job.key} was made with another {', '.join(other)} "
                     "than the protocol asks for; delete that record"
                 )
-
-
-def attempt(config: RunConfig, out: Path, threads: int) -> str:
-    """Train one run; what it broke of, "" where it did not. A broken run is a result as well."""
-    try:
-        run_one(config, out, threads)
-    except DivergedError as error:
-        return str(error)
-    return ""
 
 
 def _ended(run: RunFolder, config: RunConfig) -> bool:
