@@ -148,6 +148,18 @@ def test_the_best_kl_of_the_game(study: Study, page: str) -> None:
     assert all(ours - before < gold < ours - ahead for gold in others)  # "lie between"
 
 
+def test_no_kl_comes_far_on_dialogue(study: Study, page: str) -> None:
+    rows = study.rows("dialogue", "none")
+    gold, bad = (mean([r["curve"][key][0] for r in rows]) for key in ("gold_reward", "degenerate"))
+    assert f"near the start ({gold:.2f}, {bad:.0%} degenerate)" in page
+    holding = [f"kl-{form}" for form in ("k3-loss", "k1-reward", "k2-loss", "adaptive")]
+    ends = [study.ended("dialogue", name) for name in holding]
+    assert f"they end at {min(ends):.2f} to {max(ends):.2f}, and with as many" in page
+    assert all(study.ended("dialogue", name, key="degenerate") > bad for name in holding)
+    reset = study.each("dialogue", "kl-reset", key="degenerate")
+    assert reset == pytest.approx([0.5] * 5, abs=0.07)  # "half of its responses"
+
+
 def test_a_refiner_that_learned_less(study: Study, page: str) -> None:
     own = {task: study.ended(task, "dynamic") for task in TASKS}
     early = {task: study.ended(task, "training-2612", "why") for task in TASKS}

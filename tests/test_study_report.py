@@ -10,13 +10,15 @@ import pytest
 from study_records import made_up
 
 from rftkit.metrics import bootstrap_ci, mean
-from rftkit.study.analysis import by_refiner, differences, results, verdict
-from rftkit.study.figures import doses, limits, refiners
+from rftkit.study.analysis import by_refiner, differences, grouped, results, verdict
+from rftkit.study.dose_figures import doses, limits, refiners
+from rftkit.study.figures import overview
 from rftkit.study.frontier import frontier
 from rftkit.study.methods import METHODS
 from rftkit.study.plan import PROTOCOL
 from rftkit.study.report import text, write
 from rftkit.study.tables import (
+    control_table,
     doses_table,
     frontier_table,
     limits_table,
@@ -52,6 +54,39 @@ def test_the_overview_holds_what_the_tasks_own_tables_hold() -> None:
             label, _, form = c.label.rstrip(")").partition(" (")
             told = f"{c.mean:+.2f} ({c.low:+.2f} to {c.high:+.2f})"
             assert cells[label][i] == told + (f" over {form}" if form else "")
+
+
+def test_methods_of_a_kind_stand_together_with_every_seed() -> None:
+    records = made_up(ONE, lambda job: job.name == "fresh")
+    labels = [m.label for m in grouped(ONE) if m.name != "fresh"]
+    assert labels[:2] == ["no constraint", "no constraint, stopped early"]
+    rows = [x.split(" | ")[0].strip("| ") for x in overview_table(ONE, records).splitlines()]
+    assert rows[2 : 2 + len(labels)] == labels
+    figure = overview(ONE, records)
+    for axis, key in zip(figure.axes, ("gold_reward", "degenerate"), strict=True):
+        assert [tick.get_text() for tick in axis.get_yticklabels()] == labels
+        seeds = [(x, y) for dots in axis.collections if len(at := dots.get_offsets()) == 5
+                 for x, y in at]  # fmt: skip
+        for place, name in enumerate(m.name for m in grouped(ONE) if m.name != "fresh"):
+            rows_of = results("dialogue", name, records).values()
+            assert sorted(x for x, y in seeds if y == place) == pytest.approx(
+                sorted(row["final"][key] for row in rows_of)
+            )
+    plt.close(figure)
+
+
+def test_controls_are_compared_with_the_dynamic_constraint_seed_by_seed() -> None:
+    records = made_up(ONE, lambda job: job.name == "fresh")
+    ours, theirs = (results("dialogue", name, records) for name in ("dynamic", "random-edit"))
+    pairs = [ours[s]["final"]["gold_reward"] - theirs[s]["final"]["gold_reward"] for s in ours]
+    low, high = bootstrap_ci(pairs)
+    table = control_table(ONE, "dialogue", records)
+    told = f"{mean(pairs):+.2f} ({low:+.2f} to {high:+.2f})"
+    assert f"| dynamic − control: random edit | {told} | 5 |" in table
+    assert "identity" in table
+    assert "changed only" in table
+    assert "fresh" not in table
+    assert table in text(ONE, records)
 
 
 def test_differences_are_paired_and_take_the_kl_that_tuning_preferred() -> None:
@@ -150,7 +185,9 @@ def test_the_report_works_on_whatever_is_there(part: str, tmp_path: Path) -> Non
     assert ("dynamic (4 of 5)" in report) == (part == "core")
     assert ("### Where it fails" in report) == (part == "all")
     assert (tmp_path / "frontiers-dialogue.png").exists() == (part != "nothing")
-    assert (tmp_path / "why-dialogue.png").exists() == (part in ("core", "all"))
+    for name in ("why-dialogue.png", "methods.png"):
+        assert (tmp_path / name).exists() == (name in report) == (part in ("core", "all"))
+    assert ("### What isolates the idea" in report) == (part == "all")
     for name in ("doses.png", "limits.png"):
         assert (tmp_path / name).exists() == (name in report) == (part == "all")
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from rftkit.metrics import mean, paired_bootstrap
-from rftkit.study.methods import DOSES, Variation
+from rftkit.study.methods import DOSES, Method, Variation
 from rftkit.study.plan import Protocol, Record, Records
 from rftkit.words import word_edit_ratio
 
 DEGENERATE_BAR = 0.03  # the goal for the dynamic constraint
+KINDS = ("none", "kl", "dynamic", "control")  # of methods, in the order of tables and figures
 TUNED = "as tuned"  # what the settings of "limits" stand beside
 
 
@@ -47,6 +48,11 @@ GOLD, DEGENERATE = COLUMNS[0], COLUMNS[2]
 SHORT = tuple(c for c in COLUMNS if c.name not in ("entropy (nats)", "length (tokens)"))
 
 
+def grouped(protocol: Protocol) -> list[Method]:
+    """The methods, those of a kind together: no constraint, KL, dynamic, controls."""
+    return sorted(protocol.methods, key=lambda m: KINDS.index(m.kind))
+
+
 def runs(records: Records, prefix: str) -> dict[int, Record]:
     """Records by seed, of the jobs whose key begins so."""
     return {
@@ -75,6 +81,9 @@ def ran(
             yield v, rows
 
 
+_Other = tuple[str, str, Callable[[Record], float | None]]  # label, method, what is read of it
+
+
 class Compared(NamedTuple):
     """One paired difference: over common seeds, in gold reward."""
 
@@ -87,10 +96,9 @@ class Compared(NamedTuple):
 
 def differences(protocol: Protocol, task: str, records: Records) -> list[Compared]:
     """Gold reward of the dynamic constraint minus that of what it has to beat, seed by seed."""
-    dynamic = results(task, "dynamic", records)
     kl = protocol.best_kl(task, records, complete=False)
     gold = GOLD.read
-    rivals: list[tuple[str, str, Callable[[Record], float | None]]] = [
+    rivals: list[_Other] = [
         ("no constraint", "none", gold),
         ("no constraint at its best step, known afterwards", "none", best_on_the_way),
         ("no constraint, stopped early", "none-early", gold),
@@ -98,7 +106,18 @@ def differences(protocol: Protocol, task: str, records: Records) -> list[Compare
     if kl is not None:
         form = protocol.method(kl).label.removeprefix("KL, ")
         rivals.insert(0, (f"best KL ({form})", kl, gold))
-    found = []
+    return _differences(task, rivals, records)
+
+
+def differences_from_controls(protocol: Protocol, task: str, records: Records) -> list[Compared]:
+    """The same from the ablation and the controls: what each of them lacks."""
+    others = [m for m in protocol.methods if m.kind in ("dynamic", "control")]
+    rivals: list[_Other] = [(m.label, m.name, GOLD.read) for m in others if m.name != "dynamic"]
+    return _differences(task, rivals, records)
+
+
+def _differences(task: str, rivals: Sequence[_Other], records: Records) -> list[Compared]:
+    dynamic, found = results(task, "dynamic", records), []
     for label, name, read in rivals:
         other = results(task, name, records)
         seeds = sorted(set(dynamic) & set(other))

@@ -1,4 +1,4 @@
-"""Figures of the study: frontiers, and what makes the dynamic constraint work.
+"""Figures of the study's result: all methods at a glance, frontiers, what happens over training.
 
 A colour is a constraint as everywhere in the project; forms of one constraint differ by marker.
 """
@@ -6,7 +6,6 @@ A colour is a constraint as everywhere in the project; forms of one constraint d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,26 +15,60 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rftkit.figures import label_ends
-from rftkit.metrics import bootstrap_ci, mean
 from rftkit.plots import COLOURS, LABELS, STYLES
-from rftkit.study.analysis import (
-    DEGENERATE,
-    DEGENERATE_BAR,
-    GOLD,
-    TUNED,
-    as_tuned,
-    by_dose,
-    by_refiner,
-    by_setting,
-    results,
-)
-from rftkit.study.methods import DOSES, Method
+from rftkit.study.analysis import grouped, results
+from rftkit.study.marks import degenerate_of, gold_of, plain, span
+from rftkit.study.methods import Method
 from rftkit.study.plan import Protocol, Record, Records
 from rftkit.tasks import load_task
 
 MARKERS = "o^sDvP"
-OFFSETS = {"none": "s", "kl": "^", "dynamic": "o"}  # from left to right, with their markers
+RIM: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.8}
 Read = Callable[[Record], float]
+
+
+def overview(protocol: Protocol, records: Records) -> Figure:
+    """Gold reward and degenerate share at the end, a line a method and a column a task.
+
+    Large: means with 95% intervals. Small: single seeds.
+    """
+    tasks = [task for task in protocol.tasks if results(task, "dynamic", records)]
+    methods = [m for m in grouped(protocol) if any(results(t, m.name, records) for t in tasks)]
+    count, height = max(1, len(tasks)), 0.9 + 0.24 * len(methods)
+    figure, axes = plt.subplots(
+        2, count, figsize=(2.6 + 3.8 * count, 0.6 + 2 * height), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for (by_gold, by_degenerate), task in zip(axes.T, tasks, strict=False):
+        gold_max = load_task(task).gold_max
+        for place, method in enumerate(methods):
+            rows = list(results(task, method.name, records).values())
+            look = _look(protocol, method)
+            for axis, read in ((by_gold, gold_of), (by_degenerate, degenerate_of)):
+                if rows:
+                    _line(axis, place, [read(r) for r in rows], look)
+        by_gold.axvline(gold_max, color="#999999", linewidth=1, zorder=0)
+        by_gold.set_xlim(-0.04 * gold_max, 1.04 * gold_max)
+        by_gold.set_title(task, fontsize=11, loc="left")
+        by_gold.set_xlabel("gold reward at the end; line: its maximum")
+        by_degenerate.set_xlim(-0.04, 1.04)
+        by_degenerate.set_xlabel("degenerate share of responses")
+        by_degenerate.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axis in axes.flat:
+        axis.set_yticks(range(len(methods)), [m.label for m in methods])
+        axis.set_ylim(len(methods) - 0.4, -0.6)
+        plain(axis)
+    figure.suptitle("every method as tuned, on five fresh seeds", fontsize=13)
+    return figure
+
+
+def _line(axis: Axes, y: int, values: list[float], look: Mapping[str, str]) -> None:
+    """A method's mean with its interval, and its seeds."""
+    colour = look["color"]
+    axis.scatter(values, [y] * len(values), s=14, color=colour, alpha=0.4, linewidths=0)
+    middle, sides = span(values)
+    axis.errorbar(middle, y, xerr=sides, fmt=look["marker"], color=colour, markersize=8,
+                  elinewidth=1.6, zorder=3, **RIM)  # fmt: skip
 
 
 def frontiers(protocol: Protocol, task: str, records: Records) -> Figure:
@@ -51,8 +84,8 @@ def frontiers(protocol: Protocol, task: str, records: Records) -> Figure:
         look = _look(protocol, method)
         rows = list(results(task, method.name, records).values())
         tried = _tuning(task, method, records)
-        for axis, read in ((by_kl, _root_kl), (by_degenerate, _degenerate)):
-            axis.scatter([read(r) for r in tried], [_gold(r) for r in tried], s=16, alpha=0.3,
+        for axis, read in ((by_kl, _root_kl), (by_degenerate, degenerate_of)):
+            axis.scatter([read(r) for r in tried], [gold_of(r) for r in tried], s=16, alpha=0.3,
                          linewidths=0, color=look["color"], marker=look["marker"])  # fmt: skip
             if rows:
                 handles[method.label] = _cross(axis, rows, read, look)
@@ -64,7 +97,7 @@ def frontiers(protocol: Protocol, task: str, records: Records) -> Figure:
         (by_tokens, "tokens generated in training, refined ones included"),
     ):
         axis.set_xlabel(title)
-        _plain(axis)
+        plain(axis)
     for axis in axes:
         axis.axhline(gold_max, color="#999999", linewidth=1, zorder=0)
     by_kl.annotate("gold maximum", (1, gold_max), (0, 3), xycoords=("axes fraction", "data"),
@@ -104,137 +137,12 @@ def why(task: str, records: Records) -> Figure:
         if key not in ("gold_reward", "pull"):
             axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
         axis.set_ylim(bottom=min(0.0, axis.dataLim.y0) if axis.lines else 0)
-        _plain(axis)
+        plain(axis)
         if len(names) > 1:
             found = {LABELS[n]: (end[1], n) for n, end in ends.items() if end}
             label_ends(axis, max(end[0] for end in ends.values() if end), found)
     figure.suptitle(f"{task}: what happens over training", fontsize=13)
     return figure
-
-
-def doses(protocol: Protocol, records: Records) -> Figure:
-    """Gold reward over what is turned, a row a task and a column a group of doses."""
-    found = {t: by_dose(protocol, t, records) for t in protocol.tasks}
-    tasks = [task for task, groups in found.items() if groups]
-    groups = [group for group in DOSES if any(group in found[task] for task in tasks)]
-    lines, columns = max(1, len(tasks)), max(1, len(groups))
-    figure, grid = plt.subplots(
-        lines, columns, figsize=(1 + 3.4 * columns, 0.8 + 2.7 * lines), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
-    for axes, task in zip(grid, tasks, strict=False):
-        gold_max = load_task(task).gold_max
-        for axis, group in zip(axes, groups, strict=True):
-            if not (points := found[task].get(group)):
-                axis.axis("off")
-                continue
-            _doses(axis, points, DOSES[group][1])
-            axis.set_xlabel(fill(DOSES[group][0], 36))
-            axis.axhline(gold_max, color="#999999", linewidth=1, zorder=0)
-            axis.set_ylim(-0.04 * gold_max, 1.08 * gold_max)
-            _plain(axis)
-        axes[0].set_title(task, fontsize=11, loc="left")
-        axes[0].set_ylabel("gold reward at the end")
-    told = f"hollow: over {DEGENERATE_BAR:.0%} degenerate; grey: gold maximum"
-    figure.suptitle(f"how much of the dynamic constraint is needed ({told})", fontsize=13)
-    return figure
-
-
-def _doses(axis: Axes, points: Mapping[float, Mapping[int, Record]], own: float) -> None:
-    """Gold reward by dose; hollow where responses degenerate."""
-    doses = sorted(points)
-    golds = {dose: [_gold(r) for r in points[dose].values()] for dose in doses}
-    places = range(len(doses))  # evenly spaced: doses are steps of a scale, and one may be 0
-    means = [mean(golds[dose]) for dose in doses]
-    axis.plot(places, means, color=COLOURS["dynamic"], linewidth=1.5, zorder=1)
-    for place, dose in zip(places, doses, strict=True):
-        degenerate = mean([_degenerate(r) for r in points[dose].values()]) > DEGENERATE_BAR
-        axis.errorbar(
-            place, *_span(golds[dose]), fmt="o", color=COLOURS["dynamic"],
-            markerfacecolor="white" if degenerate else COLOURS["dynamic"], capsize=3,
-        )  # fmt: skip
-    axis.set_xticks(list(places), [f"{d:g}" + ("\ntuned" if d == own else "") for d in doses])
-    axis.margins(x=0.08)
-
-
-def refiners(protocol: Protocol, records: Records, measured: Sequence[Record]) -> Figure:
-    """Gold reward of each policy over what its refiner does to good and to malformed drafts."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
-    looks: dict[str, dict[str, Any]] = {
-        task: {"color": COLOURS["dynamic"], "marker": mark, "markersize": 7, "alpha": 0.75}
-        for task, mark in zip(protocol.tasks, "os^", strict=False)
-    }
-    for row, run in by_refiner(protocol, records, measured):
-        gold = _gold(run) / load_task(row["task"]).gold_max
-        look = looks[row["task"]] | {"clip_on": False}
-        if _degenerate(run) > DEGENERATE_BAR:
-            look["markerfacecolor"] = "white"
-        for axis, key in zip(axes, ("kept_clean", "fixed_neighbours"), strict=True):
-            axis.plot(row[key], gold, **look)
-    kept, repaired = axes
-    kept.set_xlabel("share of good drafts that its refiner returns verbatim")
-    repaired.set_xlabel("share of flaws that its refiner repairs")
-    kept.set_ylabel("gold reward at the end, share of its maximum")
-    for axis in axes:
-        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        _plain(axis)
-    for task, look in looks.items():
-        kept.plot([], [], linestyle="none", label=task, **look)
-    kept.legend(frameon=False, loc="upper left")
-    told = f"hollow: over {DEGENERATE_BAR:.0%} degenerate"
-    figure.suptitle(f"what makes a refiner good enough ({told})", fontsize=13)
-    return figure
-
-
-def limits(protocol: Protocol, records: Records) -> Figure:
-    """Settings where the dynamic constraint should fail, task by task, beside the tuned methods.
-
-    Above gold reward, below the degenerate share, with 95% intervals; a grey bar is the gold
-    maximum of the setting's own task.
-    """
-    found = {t: by_setting(protocol, t, records) for t in protocol.tasks}
-    tasks = [task for task, settings in found.items() if settings]
-    count = max(1, len(tasks))
-    figure, axes = plt.subplots(
-        2, count, figsize=(1.5 + 4.2 * count, 6.2), layout="constrained", squeeze=False
-    )
-    handles: dict[str, Any] = {}
-    for column, task in zip(axes.T, tasks, strict=False):
-        settings = {TUNED: as_tuned(protocol, task, records)} | found[task]
-        for place, methods in enumerate(settings.values()):
-            for name, rows in methods.items():
-                shift = 0.2 * (list(OFFSETS).index(name) - 1)
-                for axis, read in zip(column, (_gold, _degenerate), strict=True):
-                    values = list(map(read, rows.values()))
-                    handles[LABELS[name]] = _dot(axis, place + shift, values, name)
-            first, *_ = (row for rows in methods.values() for row in rows.values())
-            gold_max = load_task(first["config"]["task"]).gold_max
-            column[0].hlines(gold_max, place - 0.4, place + 0.4, color="#999999")
-        for axis in column:
-            axis.set_xticks(range(len(settings)), [fill(s, 8) for s in settings])
-            axis.set_xlim(-0.5, len(settings) - 0.5)
-            axis.axvline(0.5, color="#bbbbbb", linewidth=1, linestyle=":")
-            _plain(axis)
-        column[0].set_ylim(bottom=-0.04 * column[0].dataLim.y1)
-        column[0].set_title(task, fontsize=11, loc="left")
-        column[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        column[1].set_ylim(-0.04, 1.04)
-    axes[0][0].set_ylabel("gold reward at the end")
-    axes[1][0].set_ylabel("degenerate share of responses")
-    if handles:
-        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3,
-                      frameon=False, fontsize=9.5)  # fmt: skip
-    figure.suptitle("where it should fail: the tuned methods in settings made for it", fontsize=13)
-    return figure
-
-
-def _dot(axis: Axes, x: float, values: list[float], name: str) -> Any:
-    """A mean with its interval, in the colour of a constraint."""
-    return axis.errorbar(
-        x, *_span(values), fmt=OFFSETS[name], color=COLOURS[name], capsize=3, markersize=7
-    )
 
 
 def _look(protocol: Protocol, method: Method) -> dict[str, str]:
@@ -258,18 +166,12 @@ def _lost(record: Record) -> bool:
 
 def _cross(axis: Axes, rows: Sequence[Record], read: Read, look: Mapping[str, str]) -> Any:
     """A mean with intervals both ways."""
-    x, x_span = _span([read(r) for r in rows])
-    y, y_span = _span([_gold(r) for r in rows])
+    x, x_span = span([read(r) for r in rows])
+    y, y_span = span([gold_of(r) for r in rows])
     return axis.errorbar(
         x, y, yerr=y_span, xerr=x_span, fmt=look["marker"], color=look["color"],
-        markersize=9, markeredgecolor="white", markeredgewidth=0.8, elinewidth=1.4, zorder=3,
+        markersize=9, elinewidth=1.4, zorder=3, **RIM,
     )  # fmt: skip
-
-
-def _span(values: Sequence[float]) -> tuple[float, list[list[float]]]:
-    """Mean, and its 95% interval as matplotlib's error bars take it: below and above."""
-    middle, (low, high) = mean(values), bootstrap_ci(values)
-    return middle, [[middle - low], [high - middle]]
 
 
 def _path(axis: Axes, rows: Sequence[Record], look: Mapping[str, str]) -> None:
@@ -298,19 +200,6 @@ def _band(axis: Axes, rows: Sequence[Record], key: str, name: str) -> tuple[floa
     return float(steps[-1]), float(values.mean(0)[-1])
 
 
-def _gold(record: Record) -> float:
-    return float(GOLD.read(record) or 0.0)
-
-
-def _degenerate(record: Record) -> float:
-    return float(DEGENERATE.read(record) or 0.0)
-
-
 def _root_kl(record: Record) -> float:
     """√KL; an estimate may come out below 0."""
     return float(max(0.0, record["final"]["kl"] or 0.0) ** 0.5)
-
-
-def _plain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)

@@ -9,10 +9,12 @@ from rftkit.diff import to_html
 from rftkit.files import write_text
 from rftkit.plots import save
 from rftkit.study.analysis import endings, results, telling, verdict
-from rftkit.study.figures import doses, frontiers, limits, refiners, why
+from rftkit.study.dose_figures import doses, limits, refiners
+from rftkit.study.figures import frontiers, overview, why
 from rftkit.study.plan import PROTOCOL, Protocol, Record, Records
 from rftkit.study.records import RecordFiles, sha256
 from rftkit.study.tables import (
+    control_table,
     difference_table,
     doses_table,
     frontier_table,
@@ -39,6 +41,10 @@ gold reward among those that cost no more than the dynamic constraint does at it
 best step afterwards is an advantage that it does not get. The last column is the highest single
 evaluation of any rival's run, any setting of the tuning included: a maximum over hundreds, which
 chance flatters, and which no other seed needs to repeat."""
+CONTROLS = """\
+The dynamic constraint minus what lacks a part of it: SFT on changed responses only; SFT on the
+response itself (identity), on another response of the reference (fresh), or on the response with as
+many edits, at random (random edit)."""
 ENDINGS = """\
 What these runs had come to: of each seed under the dynamic constraint, among the responses
 recorded in its last third, the one with the lowest gold reward, below its prompt. Struck out what
@@ -62,6 +68,8 @@ def write(protocol: Protocol, records: Records, folder: Path) -> str:
     written = [folder / "REPORT.md"]
     folder.mkdir(parents=True, exist_ok=True)
     figures = {}
+    if any(results(task, "dynamic", records) for task in protocol.tasks):
+        figures["methods"] = overview(protocol, records)
     for task in protocol.tasks:
         if any(key.startswith(f"{task}/") for key in records):
             figures[f"frontiers-{task}"] = frontiers(protocol, task, records)
@@ -100,6 +108,8 @@ def text(protocol: Protocol, records: Records, refiners_drawn: bool = False) -> 
         "",
         *(f"- {verdict(protocol, task, records)}" for task in protocol.tasks),
     ]
+    if any(results(task, "dynamic", records) for task in protocol.tasks):
+        lines += ["", "![Every method at a glance](methods.png)"]
     for task in protocol.tasks:
         lines += ["", f"## {task}", "", task_text(protocol, task, records).rstrip("\n")]
         if results(task, "dynamic", records):
@@ -108,6 +118,8 @@ def text(protocol: Protocol, records: Records, refiners_drawn: bool = False) -> 
         if moved := frontier_table(protocol, task, records):
             lines += ["", "### Does it move the frontier, or walk along it?", "", FRONTIER]
             lines += ["", moved.rstrip("\n")]
+        if isolated := control_table(protocol, task, records):
+            lines += ["", "### What isolates the idea", "", CONTROLS, "", isolated.rstrip("\n")]
         if changed := telling(task, records):
             lines += ["", "### What the refiner changed", "", CHANGED, "", *map(_diff, changed)]
         for part, title in (("why", "Why"), ("limits", "Where it fails")):

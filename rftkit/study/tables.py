@@ -18,6 +18,8 @@ from rftkit.study.analysis import (
     by_dose,
     by_setting,
     differences,
+    differences_from_controls,
+    grouped,
     missing_results,
     ran,
     results,
@@ -63,7 +65,7 @@ def result_table(protocol: Protocol, task: str, records: Records) -> str:
     """A task's results, a line a method that has any."""
     lines = [_row(["method", "tuned", "seeds", *(c.name for c in COLUMNS)])]
     lines.append("|" + "---|" * (3 + len(COLUMNS)))
-    for m in protocol.methods:
+    for m in grouped(protocol):
         rows = results(task, m.name, records)
         if rows:
             tuned = chosen(protocol, task, m, records)
@@ -77,7 +79,7 @@ def overview_table(protocol: Protocol, records: Records) -> str:
     tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
     heads = [f"{t} (maximum {load_task(t).gold_max:g})" for t in tasks]
     lines = [_row(["gold reward, degenerate share", *heads]), "|" + "---|" * (1 + len(tasks))]
-    for m in protocol.methods:
+    for m in grouped(protocol):
         found = [results(t, m.name, records) for t in tasks]
         if any(found):
             lines.append(_row([m.label, *(_gold_and_share(rows) for rows in found)]))
@@ -137,7 +139,15 @@ def missing_line(protocol: Protocol, task: str, records: Records) -> str:
 
 def difference_table(protocol: Protocol, task: str, records: Records) -> str:
     """Paired differences in gold reward; "" where no pair is there yet."""
-    found = differences(protocol, task, records)
+    return _differences(differences(protocol, task, records))
+
+
+def control_table(protocol: Protocol, task: str, records: Records) -> str:
+    """The same from the ablation and the controls."""
+    return _differences(differences_from_controls(protocol, task, records))
+
+
+def _differences(found: Sequence[Compared]) -> str:
     if not found:
         return ""
     lines = [_row(["difference in gold reward", "mean (95% interval)", "seeds"]), "|---|---|---|"]
