@@ -33,6 +33,8 @@ from rftkit.scoring import pad_rows, score_targets
 # Best of the recorded sweep on tuning seeds (data/runs), per task; used where coef is unset.
 TUNED: dict[str, dict[str, float]] = {
     "kl": {"dialogue": 0.8, "code": 0.8, "game": 0.4},
+    # nats a response, not a token: the best of the study's tuning with a learning rate of 5e-4
+    "k1-reward": {"dialogue": 0.3, "code": 0.3, "game": 0.1},
     "dynamic": {"dialogue": 3.0, "code": 3.0, "game": 1.0},
 }
 
@@ -83,9 +85,13 @@ class NoConstraint:
     def _coef(self) -> float:
         if self.config.coef is not None:
             return self.config.coef
-        tuned = TUNED.get(self.name, TUNED["dynamic"])
+        tuned = self._tuned()
         # A plain variant is tuned as its task is; a task of your own as dialogue.
         return tuned.get(self.config.task.removesuffix("-plain"), tuned["dialogue"])
+
+    def _tuned(self) -> dict[str, float]:
+        """The coefficients that were tuned, by task; of a constraint of your own, the dynamic's."""
+        return TUNED.get(self.name, TUNED["dynamic"])
 
     def prepare(self, rollouts: Rollouts, seed: int) -> Pull:
         """Look at the rollouts, once a step. `seed` decides anything random."""
@@ -128,6 +134,9 @@ class KLConstraint(NoConstraint):
         kind, _, self.place = config.kl_form.partition("-")
         self.estimator = next(f for name, f in KL_ESTIMATORS.items() if name == kind)
         self._reference: dict[str, torch.Tensor] | None = None  # an adapter; None = no adapter
+
+    def _tuned(self) -> dict[str, float]:
+        return TUNED.get(self.config.kl_form, TUNED["kl"])
 
     def prepare(self, rollouts: Rollouts, seed: int) -> Pull:
         with self._reference_model():

@@ -34,6 +34,8 @@ def test_an_unset_coefficient_is_the_tuned_one(policy: Policy) -> None:
     plain = replace(config, constraint="kl", task="game-plain")
     assert make_constraint(policy, plain).coef == TUNED["kl"]["game"]
     assert make_constraint(policy, replace(config, constraint="kl", coef=0.2)).coef == 0.2
+    k1 = replace(plain, kl_form="k1-reward")
+    assert make_constraint(policy, k1).coef == TUNED["k1-reward"]["game"] != TUNED["kl"]["game"]
 
 
 def test_k1_in_the_reward(policy: Policy) -> None:

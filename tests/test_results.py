@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from rftkit.constraints import TUNED
 from rftkit.metrics import bootstrap_ci, mean
 from rftkit.paths import DATA
 from rftkit.report import fill
@@ -12,7 +13,7 @@ from rftkit.study.analysis import best_on_the_way, by_refiner, differences, resu
 from rftkit.study.command import RECORDS
 from rftkit.study.exploits import BONUS, upsell
 from rftkit.study.frontier import frontier
-from rftkit.study.methods import DOSES, METHODS, VARIATIONS
+from rftkit.study.methods import DOSES, LRS, METHODS, VARIATIONS
 from rftkit.study.plan import PROTOCOL
 from rftkit.study.records import RecordFiles, sha256
 from rftkit.tasks import load_task
@@ -146,6 +147,42 @@ def test_the_best_kl_of_the_game(study: Study, page: str) -> None:
     assert f"{ahead:.2f} ahead, not {before:.2f}, with {bad:.0%} of its responses" in page
     others = [study.ended("game", f"kl-{form}") for form in ("k2-loss", "adaptive", "reset")]
     assert all(ours - before < gold < ours - ahead for gold in others)  # "lie between"
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("form", ["k1-reward", "k2-loss", "k3-loss"])
+def test_an_unset_beta_is_the_best_of_the_tuning_at_the_higher_rate(
+    study: Study, form: str, task: str
+) -> None:
+    """The rate nearer to the default one. On code k3's β is 0.02 below the best, no more."""
+    golds = {
+        row["config"]["coef"]: row["final"]["gold_reward"]
+        for key, row in study.records.items()
+        if key.startswith(f"{task}/kl-{form}/first") and row["config"]["lr"] == max(LRS)
+    }
+    chosen = TUNED.get(form, TUNED["kl"])[task]
+    assert golds[chosen] >= max(golds.values()) - 0.03
+
+
+def test_the_best_kl_of_code(study: Study, page: str) -> None:
+    assert PROTOCOL.best_kl("code", study.records) == "kl-k1-reward"
+    gold, bad = (study.ended("code", "kl-k1-reward", key=k) for k in ("gold_reward", "degenerate"))
+    rows = study.rows("code", "none")
+    start, flawed = (mean([r["curve"][k][0] for r in rows]) for k in ("gold_reward", "degenerate"))
+    assert f"it comes to {gold:.2f}, with {bad:.0%} of its responses degenerate" in page
+    assert f"(the start has {start:.2f}, and {flawed:.0%})" in page
+    ours = study.ended("code", "dynamic")
+    before = ours - study.ended("code", "kl-k3-loss")
+    assert f"is {ours - gold:.2f} ahead, not {before:.2f} as over k3." in page
+
+
+def test_k3_as_a_loss_is_behind_and_stopping_early_too(study: Study) -> None:
+    for task in TASKS:
+        k1, k2, k3 = (
+            study.ended(task, f"kl-{form}") for form in ("k1-reward", "k2-loss", "k3-loss")
+        )
+        assert k3 < min(k1, k2)
+        assert study.ended(task, "none-early") < max(k1, k2)
 
 
 def test_no_kl_comes_far_on_dialogue(study: Study, page: str) -> None:

@@ -80,7 +80,7 @@ def frontiers(protocol: Protocol, task: str, records: Records) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(14, 5.6), sharey=True, layout="constrained")
     by_kl, by_degenerate, by_tokens = axes
     handles: dict[str, Any] = {}
-    for method in protocol.methods:
+    for method in grouped(protocol):
         look = _look(protocol, method)
         rows = list(results(task, method.name, records).values())
         tried = _tuning(task, method, records)
