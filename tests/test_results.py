@@ -74,6 +74,8 @@ def test_the_frontier_moves(study: Study, page: str) -> None:
         rivals = [m.name for m in METHODS if m.kind in ("none", "kl")]
         for name in (name for name in rivals if results(task, name, study.records)):
             assert study.ended(task, name, key="degenerate") > own
+            pairs = zip(study.each(task, "dynamic"), study.each(task, name), strict=True)
+            assert all(ours > theirs for ours, theirs in pairs)  # "on every seed"
         assert all(c.low > 0 for c in differences(PROTOCOL, task, study.records))
         moved = frontier(PROTOCOL, task, study.records)
         assert all(w.best is None or w.best.low > 0 for w in moved)
