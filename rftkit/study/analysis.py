@@ -67,6 +67,11 @@ def results(task: str, method: str, records: Records) -> dict[int, Record]:
     return runs(records, f"{task}/{method}/result")
 
 
+def tasks_with_results(protocol: Protocol, records: Records) -> list[str]:
+    """The tasks on which the dynamic constraint has any result."""
+    return [task for task in protocol.tasks if results(task, "dynamic", records)]
+
+
 def varied(task: str, variation: Variation, records: Records) -> dict[int, Record]:
     """A variation's runs by seed."""
     return runs(records, f"{task}/{variation.slug}/{variation.part}")

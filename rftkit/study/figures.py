@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from rftkit.figures import label_ends
 from rftkit.plots import COLOURS, LABELS, STYLES
-from rftkit.study.analysis import grouped, results
+from rftkit.study.analysis import grouped, results, tasks_with_results
 from rftkit.study.marks import degenerate_of, gold_of, plain, span
 from rftkit.study.methods import Method
 from rftkit.study.plan import Protocol, Record, Records
@@ -32,7 +32,7 @@ def overview(protocol: Protocol, records: Records) -> Figure:
 
     Large: means with 95% intervals. Small: single seeds.
     """
-    tasks = [task for task in protocol.tasks if results(task, "dynamic", records)]
+    tasks = tasks_with_results(protocol, records)
     methods = [m for m in grouped(protocol) if any(results(t, m.name, records) for t in tasks)]
     count, height = max(1, len(tasks)), 0.9 + 0.24 * len(methods)
     figure, axes = plt.subplots(

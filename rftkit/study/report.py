@@ -8,7 +8,7 @@ from pathlib import Path
 from rftkit.diff import to_html
 from rftkit.files import write_text
 from rftkit.plots import save
-from rftkit.study.analysis import endings, results, telling, verdict
+from rftkit.study.analysis import endings, results, tasks_with_results, telling, verdict
 from rftkit.study.dose_figures import doses, limits, refiners
 from rftkit.study.figures import frontiers, overview, why
 from rftkit.study.plan import PROTOCOL, Protocol, Record, Records
@@ -68,7 +68,7 @@ def write(protocol: Protocol, records: Records, folder: Path) -> str:
     written = [folder / "REPORT.md"]
     folder.mkdir(parents=True, exist_ok=True)
     figures = {}
-    if any(results(task, "dynamic", records) for task in protocol.tasks):
+    if tasks_with_results(protocol, records):
         figures["methods"] = overview(protocol, records)
     for task in protocol.tasks:
         if any(key.startswith(f"{task}/") for key in records):
@@ -108,7 +108,7 @@ def text(protocol: Protocol, records: Records, refiners_drawn: bool = False) -> 
         "",
         *(f"- {verdict(protocol, task, records)}" for task in protocol.tasks),
     ]
-    if any(results(task, "dynamic", records) for task in protocol.tasks):
+    if tasks_with_results(protocol, records):
         lines += ["", "![Every method at a glance](methods.png)"]
     for task in protocol.tasks:
         lines += ["", f"## {task}", "", task_text(protocol, task, records).rstrip("\n")]

@@ -23,6 +23,7 @@ from rftkit.study.analysis import (
     missing_results,
     ran,
     results,
+    tasks_with_results,
 )
 from rftkit.study.frontier import Rival, frontier
 from rftkit.study.methods import DOSES, Method
@@ -76,7 +77,7 @@ def result_table(protocol: Protocol, task: str, records: Records) -> str:
 
 def overview_table(protocol: Protocol, records: Records) -> str:
     """Gold reward, degenerate share and paired differences, tasks side by side if they have any."""
-    tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
+    tasks = tasks_with_results(protocol, records)
     heads = [f"{t} (maximum {load_task(t).gold_max:g})" for t in tasks]
     lines = [_row(["gold reward, degenerate share", *heads]), "|" + "---|" * (1 + len(tasks))]
     for m in grouped(protocol):
@@ -97,7 +98,7 @@ def overview_table(protocol: Protocol, records: Records) -> str:
 
 def limits_table(protocol: Protocol, records: Records) -> str:
     """Gold reward and degenerate share where the dynamic constraint should fail, beside rivals."""
-    tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
+    tasks = tasks_with_results(protocol, records)
     found = [
         {TUNED: as_tuned(protocol, t, records)} | by_setting(protocol, t, records) for t in tasks
     ]
@@ -114,7 +115,7 @@ def limits_table(protocol: Protocol, records: Records) -> str:
 
 def doses_table(protocol: Protocol, records: Records) -> str:
     """Gold reward and degenerate share by dose of the dynamic constraint, tasks side by side."""
-    tasks = [t for t in protocol.tasks if results(t, "dynamic", records)]
+    tasks = tasks_with_results(protocol, records)
     found = [by_dose(protocol, t, records) for t in tasks]
     lines = [_row(["dynamic: gold reward, degenerate share", *tasks])]
     lines.append("|" + "---|" * (1 + len(tasks)))
