@@ -176,6 +176,10 @@ def test_the_best_kl_of_code(study: Study, page: str) -> None:
     ours = study.ended("code", "dynamic")
     before = ours - study.ended("code", "kl-k3-loss")
     assert f"is {ours - gold:.2f} ahead, not {before:.2f} as over k3." in page
+    others = ("kl-adaptive", "kl-reset")
+    top = max(study.ended("code", name) for name in others)
+    first, second = (study.ended("code", name, key="degenerate") for name in others)
+    assert f"come to no more than {top:.2f}, with {first:.0%} and {second:.0%}." in page
 
 
 def test_k3_as_a_loss_is_behind_and_stopping_early_too(study: Study) -> None:

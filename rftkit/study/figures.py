@@ -58,7 +58,8 @@ def overview(protocol: Protocol, records: Records) -> Figure:
         axis.set_yticks(range(len(methods)), [m.label for m in methods])
         axis.set_ylim(len(methods) - 0.4, -0.6)
         plain(axis)
-    figure.suptitle("every method as tuned, on five fresh seeds", fontsize=13)
+    seeds = len(protocol.result_seeds)
+    figure.suptitle(f"every method as tuned, on {seeds} fresh seeds", fontsize=13)
     return figure
 
 
