@@ -65,6 +65,11 @@ def compare(
     base = replace(config, task=task or config.task, **settings)
     if not constraints or not seeds:
         raise UserError("compare needs at least one constraint and one seed")
+    if base.coef is not None and "kl" in constraints and set(constraints) - {"none", "kl"}:
+        log.warning(
+            "coef = %g is both β of KL and λ of the others; left unset, each has its tuned one",
+            base.coef,
+        )
     gold_max = task_of(base).gold_max
     configs = [
         RunConfig.from_dict(base.to_dict() | {"constraint": name, "seed": seed})

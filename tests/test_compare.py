@@ -44,6 +44,22 @@ def test_the_task_is_the_configs_unless_one_is_named(tmp_path: Path) -> None:
         assert RunFolder(out / "none-seed0").config().task == task
 
 
+def test_one_coef_for_two_kinds_of_constraint_is_pointed_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*constraints: str, coef: float | None = 0.1) -> bool:
+        caplog.clear()
+        with pytest.raises(DivergedError):
+            compare(constraints=constraints, out=tmp_path, config=SMALL, coef=coef)
+        return "coef = 0.1 is both β of KL and λ of the others" in caplog.text
+
+    monkeypatch.setattr("rftkit.comparison.run_all_to_the_end", lambda *_: {"kl": "no training"})
+    assert told("kl", "identity")
+    assert not told("kl", "identity", coef=None)
+    assert not told("none", "kl")
+    assert not told("none", "identity")
+
+
 def test_a_run_that_diverges_ends_no_other_and_is_named(tmp_path: Path) -> None:
     beyond = 1e39  # what a 32-bit number holds, so that the KL loss overflows at once
     with pytest.raises(DivergedError) as error:
