@@ -183,7 +183,9 @@ def _parser() -> _Parser:
     )  # fmt: skip
     study.add_argument("--out", type=Path, default=Path("out/study"), help="folder of the runs")
     study.add_argument("--records", type=Path, help="compact records; default data/runs/study")
-    study.add_argument("--only", type=words, default=(), help="tasks, comma-separated; all")
+    study.add_argument(
+        "--only", type=words, default=(), help="tasks, or task/method, comma-separated; default all"
+    )
     study.add_argument(
         "--part", type=words, default=(), help="of tuning, result, why, limits, comma-separated"
     )

@@ -308,7 +308,12 @@ def test_a_record_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--only", "chess"], "chess"), (["--part", "all"], "--part"), (["--workers", "-1"], "below")],
+    [
+        (["--only", "chess"], "chess"),
+        (["--only", "code,game/k4"], "game/k4 is"),
+        (["--part", "all"], "--part"),
+        (["--workers", "-1"], "below"),
+    ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], named: str, capsys, tmp_path: Path) -> None:
     assert main(["study", "--out", str(tmp_path), *arguments]) == 2
@@ -316,6 +321,17 @@ def test_a_mistake_is_one_line(arguments: list[str], named: str, capsys, tmp_pat
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert named in captured.err
+
+
+def test_one_method_of_a_task_can_be_asked_for(tmp_path: Path, capsys) -> None:
+    jobs = PROTOCOL.jobs(["game", "dialogue/fresh"], ["tuning", "result"])
+    assert {job.task for job in jobs} == {"game", "dialogue"}
+    fresh = [job for job in jobs if job.task == "dialogue"]
+    assert {job.name for job in fresh} == {"fresh"}
+    assert len(fresh) == 12 + 3 + 5
+    places = ["--out", str(tmp_path), "--records", str(tmp_path)]
+    assert main(["study", "--status", "--only", "dialogue/fresh", *places]) == 0
+    assert "all          0    20 " in capsys.readouterr().out
 
 
 def test_status_counts_and_estimates(tmp_path: Path, capsys) -> None:

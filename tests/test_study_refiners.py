@@ -10,7 +10,7 @@ from rftkit.study.plan import PROTOCOL
 from rftkit.study.records import sha256
 
 
-def test_every_refiner_of_why_is_recorded_for_each_task() -> None:
+def test_every_refiner_of_why_and_every_control_is_recorded_for_each_task() -> None:
     whole = json.loads(refiners.FILE.read_text(encoding="utf-8"))
     assert whole["model"] == sha256("tiny")
     found = [(row["task"], row["refiner"], row["seed"]) for row in whole["rows"]]
@@ -18,7 +18,7 @@ def test_every_refiner_of_why_is_recorded_for_each_task() -> None:
         (task, name, seed) for task in PROTOCOL.tasks for name, seed, _ in refiners.refiners()
     ]
     assert found == wanted
-    assert len(wanted) == 3 * (1 + 3 + 3 * 3)
+    assert len(wanted) == 3 * (1 + 3 + 3 * 3 + 3)
 
 
 def test_a_damaged_refiner_changes_what_is_fine(tmp_path: Path, monkeypatch) -> None:

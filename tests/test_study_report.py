@@ -307,9 +307,13 @@ def test_a_measured_refiner_stands_beside_the_runs_that_learned_from_it(tmp_path
     whole = {"task": "dialogue", "refiner": "as tuned", "seed": None, "kept_clean": 1.0}
     early = whole | {"refiner": "training 2612", "kept_clean": 0.8}
     noisy = whole | {"refiner": "damage 0.4", "seed": 11, "kept_clean": 0.4}
-    measured = [row | {"fixed_neighbours": 0.9} for row in (whole, early, noisy)]
+    control = whole | {"refiner": "identity"}
+    measured = [row | {"fixed_neighbours": 0.9} for row in (whole, control, early, noisy)]
     found = [(row["refiner"], run["job"]) for row, run in by_refiner(ONE, records, measured)]
     assert [name for name, _ in found].count("as tuned") == 5
+    assert [job for name, job in found if name == "identity"] == [
+        f"dialogue/identity/result/seed{seed}" for seed in (10, 11, 12, 13, 14)
+    ]
     assert [job for name, job in found if name == "training 2612"] == [
         f"dialogue/training-2612/why/seed{seed}" for seed in (10, 11, 12)
     ]
@@ -318,6 +322,8 @@ def test_a_measured_refiner_stands_beside_the_runs_that_learned_from_it(tmp_path
     *_, last = (line for line in figure.axes[0].lines if len(line.get_xdata()))
     assert (last.get_xdata()[0], last.get_ydata()[0]) == (0.4, pytest.approx(0.2))
     assert last.get_markerfacecolor() == "white"
+    (legend,) = [axis.get_legend() for axis in figure.axes[1:]]
+    assert [t.get_text() for t in legend.get_texts()] == ["dynamic", "control: identity"]
     plt.close(figure)
     (tmp_path / "refiners.json").write_text(json.dumps({"rows": measured}), encoding="utf-8")
     write(ONE, records, tmp_path)

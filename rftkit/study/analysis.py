@@ -192,13 +192,14 @@ def by_dose(
 def by_refiner(
     protocol: Protocol, records: Records, measured: Sequence[Record]
 ) -> Iterator[tuple[Record, Record]]:
-    """Each refiner that `rftkit.study.refiners` measured, with each run that learned from it."""
+    """Each refiner or control that `rftkit.study.refiners` measured, with each run of it."""
+    variations = {v.name: v for v in protocol.variations}
     for row in measured:
         task, name, seed = row["task"], row["refiner"], row["seed"]
-        rows = results(task, "dynamic", records)
-        if name != TUNED:
-            variation = next(v for v in protocol.variations if v.name == name)
-            rows = varied(task, variation, records)
+        if name in variations:
+            rows = varied(task, variations[name], records)
+        else:
+            rows = results(task, "dynamic" if name == TUNED else name, records)
         yield from ((row, run) for at, run in rows.items() if seed in (None, at))
 
 

@@ -27,12 +27,16 @@ def study(
 ) -> str:
     """Go on with the study, unless only `status` or `report` is asked for; return what to print.
 
-    Raises UserError for an unknown task or part.
+    Raises UserError for an unknown task, method, variation or part.
     """
-    for option, given, known in (("--only", only, protocol.tasks), ("--part", part, PARTS)):
-        unknown = [name for name in given if name not in known]
+    tasks, parts = ", ".join(protocol.tasks), ", ".join(PARTS)
+    for option, unknown, known in (
+        ("--only", [name for name in only if not protocol.jobs([name])],
+         f"{tasks}, or a method of one, as in {protocol.tasks[0]}/fresh"),
+        ("--part", [name for name in part if name not in PARTS], parts),
+    ):  # fmt: skip
         if unknown:
-            raise UserError(f"{option}: {', '.join(unknown)} is unknown; of {', '.join(known)}")
+            raise UserError(f"{option}: {', '.join(unknown)} is unknown; of {known}")
     if workers < 0 or limit_minutes < 0:
         raise UserError("--workers, --limit-minutes: must not be below 0")
     place = records or RECORDS

@@ -75,15 +75,19 @@ def _doses(axis: Axes, points: Mapping[float, Mapping[int, Record]], own: float)
 
 
 def refiners(protocol: Protocol, records: Records, measured: Sequence[Record]) -> Figure:
-    """Gold reward of each policy over what its refiner does to good and to malformed drafts."""
+    """Gold reward of each policy over what its refiner does to good and to malformed drafts.
+
+    Colour: the constraint, so that controls stand out. Marker: the task.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
-    looks: dict[str, dict[str, Any]] = {
-        task: {"color": COLOURS["dynamic"], "marker": mark, "markersize": 7, "alpha": 0.75}
-        for task, mark in zip(protocol.tasks, "os^", strict=False)
-    }
+    markers = dict(zip(protocol.tasks, "os^", strict=False))
+    size: dict[str, Any] = {"markersize": 7, "alpha": 0.75}
+    drawn = set()
     for row, run in by_refiner(protocol, records, measured):
         gold = gold_of(run) / load_task(row["task"]).gold_max
-        look = looks[row["task"]] | {"clip_on": False}
+        name = run["config"]["constraint"]
+        drawn.add(name)
+        look = size | {"color": COLOURS[name], "marker": markers[row["task"]], "clip_on": False}
         if degenerate_of(run) > DEGENERATE_BAR:
             look["markerfacecolor"] = "white"
         for axis, key in zip(axes, ("kept_clean", "fixed_neighbours"), strict=True):
@@ -97,9 +101,13 @@ def refiners(protocol: Protocol, records: Records, measured: Sequence[Record]) -
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         plain(axis)
-    for task, look in looks.items():
-        kept.plot([], [], linestyle="none", label=task, **look)
-    kept.legend(frameon=False, loc="upper left")
+    for task, marker in markers.items():
+        kept.plot([], [], marker, color="#444444", label=task, **size)
+    for method in protocol.methods:
+        if (name := method.name) in drawn:
+            repaired.plot([], [], "o", color=COLOURS[name], label=method.label, **size)
+    for axis in axes:
+        axis.legend(frameon=False, loc="upper left")
     told = f"hollow: over {DEGENERATE_BAR:.0%} degenerate"
     figure.suptitle(f"what makes a refiner good enough ({told})", fontsize=13)
     return figure

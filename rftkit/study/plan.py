@@ -55,15 +55,19 @@ class Protocol:
 
     # The list of jobs
 
-    def jobs(self, tasks: Sequence[str] = (), parts: Sequence[str] = ()) -> list[Job]:
-        """All jobs in the order in which they are worth doing, or those of some tasks and parts."""
+    def jobs(self, only: Sequence[str] = (), parts: Sequence[str] = ()) -> list[Job]:
+        """All jobs in the order in which they are worth doing, or some of them.
+
+        only: a task, or with a method or variation ("code/fresh"), each the beginning of a key.
+        """
         found = [job for task in self.tasks for job in self._jobs(task)]
         order = {"first": 0, "second": 1}
         found.sort(key=lambda job: (job.wave, order.get(job.stage, 2)))  # stable: tasks in turn
         return [
             job
             for job in found
-            if (not tasks or job.task in tasks) and (not parts or job.part in parts)
+            if (not only or job.key.startswith(tuple(f"{name}/" for name in only)))
+            and (not parts or job.part in parts)
         ]
 
     def _jobs(self, task: str) -> list[Job]:

@@ -1,8 +1,9 @@
-"""What the refiners of "why" do to drafts: `python -m rftkit.study.refiners` measures them.
+"""What the refiners of "why", and the controls, do to drafts: `python -m rftkit.study.refiners`.
 
 data/runs/study/refiners.json has a row for each refiner on each task, with the figures of
 `rftkit.tiny.quality.refining`. A refiner stopped early is the same in all of its runs (seed: null);
-noise on the weights is drawn anew for each seed, so each draw is a refiner of its own.
+noise on the weights is drawn anew for each seed, so each draw is a refiner of its own. A control is
+measured by the same figures, with what it hands over in the refiner's place.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ PROMPTS = 64  # held-out ones; four drafts of each kind for each
 
 
 def refiners() -> Iterator[tuple[str, int | None, Settings]]:
-    """Name, seed and settings of each refiner of "why"."""
+    """Name, seed and settings of each refiner of "why", and of each control."""
     yield TUNED, None, {}
     for v in PROTOCOL.variations:
         if v.group in ("training", "damage"):
             for seed in v.seeds if v.group == "damage" else (None,):
                 yield v.name, seed, v.settings
+    for m in PROTOCOL.methods:
+        if m.kind == "control":
+            yield m.name, None, m.settings
 
 
 def measure(task: str, seed: int | None, settings: Settings, prompts: int) -> dict[str, float]:
@@ -43,7 +47,7 @@ def measure(task: str, seed: int | None, settings: Settings, prompts: int) -> di
     found = load_task(task)
     limit = found.max_new_tokens + SPARE
     config = RunConfig(task=task, max_new_tokens=limit, seed=seed or 0, **settings)
-    refiner = make_refiner(load_policy("tiny"), config, "dynamic")
+    refiner = make_refiner(load_policy("tiny"), config, config.constraint)
     return refining(refiner, found, found.prompts("heldout")[:prompts])
 
 

@@ -54,8 +54,8 @@ The tuned dynamic constraint with one thing changed. A row as tuned has all resu
 the first three."""
 ENOUGH = """\
 Each mark is a policy: what its refiner does to drafts for held-out prompts (`refiners.json`), and
-the gold reward that it led to. The refiner is the tuned one, one stopped early, or one with noise
-on its weights."""
+the gold reward that it led to. The refiner is the tuned one, one stopped early, one with noise on
+its weights, or a control in the refiner's place."""
 LIMITS = """\
 Settings made against the dynamic constraint, beside the tuned methods. A grey bar is the gold
 maximum of the task that the setting trains on. Coefficient and learning rate are those that tuning

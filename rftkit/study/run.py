@@ -41,39 +41,39 @@ class Study:
 
     def work(
         self,
-        tasks: Sequence[str] = (),
+        only: Sequence[str] = (),
         parts: Sequence[str] = (),
         workers: int = 0,
         limit_minutes: float = 0.0,
         progress: bool = True,
     ) -> int:
-        """Do what is left of some tasks and parts (default: all); return how many jobs wait for
-        tuning that was not asked for.
+        """Do what is left, or what is left of some of it (`Protocol.jobs`); return how many jobs
+        wait for tuning that was not asked for.
 
         Raises TimeUpError when the time is up, everything saved.
         """
-        self._learned(tasks)
+        self._learned(only)
         end = time.monotonic() + 60 * limit_minutes if limit_minutes else float("inf")
         lock = self.out / "study.lock"
         with writing(lock):
             self.out.mkdir(parents=True, exist_ok=True)
             lock.touch()
         with sole_writer(lock):
-            while batch := self._ready(tasks, parts):
+            while batch := self._ready(only, parts):
                 self._batch(batch, workers, end, progress)
-        return len(self.left(tasks, parts))
+        return len(self.left(only, parts))
 
-    def left(self, tasks: Sequence[str] = (), parts: Sequence[str] = ()) -> list[Job]:
+    def left(self, only: Sequence[str] = (), parts: Sequence[str] = ()) -> list[Job]:
         """Jobs without a record, the most useful first."""
-        jobs = self.protocol.jobs(tasks, parts)
+        jobs = self.protocol.jobs(only, parts)
         return [job for job in jobs if job.key not in self.records]
 
-    def status(self, tasks: Sequence[str] = (), parts: Sequence[str] = ()) -> str:
+    def status(self, only: Sequence[str] = (), parts: Sequence[str] = ()) -> str:
         """What is done, what is left, and how long it takes, by part."""
         seconds = self.seconds()
         lines = [f"{'part':<8}{'done':>6}{'left':>6}{'core-hours left':>17}"]
-        chosen = self.protocol.jobs(tasks, parts)
-        left = self.left(tasks, parts)
+        chosen = self.protocol.jobs(only, parts)
+        left = self.left(only, parts)
         for part in dict.fromkeys(job.part for job in chosen):
             mine = [job for job in left if job.part == part]
             done = sum(job.part == part for job in chosen) - len(mine)
@@ -97,10 +97,10 @@ class Study:
                 found[task] = sum(r["seconds"] for r in rows) / steps
         return found
 
-    def _ready(self, tasks: Sequence[str], parts: Sequence[str]) -> list[tuple[Job, RunConfig]]:
+    def _ready(self, only: Sequence[str], parts: Sequence[str]) -> list[tuple[Job, RunConfig]]:
         """The most useful jobs that can be done now: those of the lowest wave."""
         ready = []
-        for job in self.left(tasks, parts):
+        for job in self.left(only, parts):
             config = self.protocol.config(job, self.records)
             if config is not None:
                 ready.append((job, config))
@@ -138,12 +138,12 @@ class Study:
         """The job's run folder."""
         return self.out / job.key
 
-    def _learned(self, tasks: Sequence[str]) -> None:
+    def _learned(self, only: Sequence[str]) -> None:
         """Raise UserError where the model has not learned a task: before hours of the others."""
         known = learned_tasks(str(self.protocol.common.get("model", "tiny")))
         if known is None:
             return
-        asked = tasks or self.protocol.tasks
+        asked = dict.fromkeys(job.task for job in self.protocol.jobs(only))
         if missing := [task for task in asked if task not in known]:
             able = ",".join(task for task in asked if task in known)
             raise UserError(
