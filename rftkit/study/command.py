@@ -29,14 +29,13 @@ def study(
 
     Raises UserError for an unknown task, method, variation or part.
     """
-    tasks, parts = ", ".join(protocol.tasks), ", ".join(PARTS)
-    for option, unknown, known in (
-        ("--only", [name for name in only if not protocol.jobs([name])],
-         f"{tasks}, or a method of one, as in {protocol.tasks[0]}/fresh"),
-        ("--part", [name for name in part if name not in PARTS], parts),
-    ):  # fmt: skip
-        if unknown:
-            raise UserError(f"{option}: {', '.join(unknown)} is unknown; of {known}")
+    if unknown := [name for name in only if not protocol.jobs([name])]:
+        raise UserError(
+            f"--only: {', '.join(unknown)} is unknown; of {', '.join(protocol.tasks)}, "
+            f"or a method of one, as in {protocol.tasks[0]}/fresh"
+        )
+    if unknown := [name for name in part if name not in PARTS]:
+        raise UserError(f"--part: {', '.join(unknown)} is unknown; of {', '.join(PARTS)}")
     if workers < 0 or limit_minutes < 0:
         raise UserError("--workers, --limit-minutes: must not be below 0")
     place = records or RECORDS
@@ -51,7 +50,7 @@ def study(
             told = "the time is up; all is saved, the same command goes on\n"
         told += found.status(only, part)
         if waiting:
-            told += f"\n{waiting} jobs wait for tuning that was not asked for; leave out --part"
+            told += f"\n{waiting} jobs wait for tuning that --only or --part leaves out"
         return told
     from rftkit.study.report import write
 
