@@ -296,6 +296,12 @@ def test_when_the_time_is_up_it_says_so(tmp_path: Path) -> None:
     assert not list((tmp_path / "r").glob("*"))
 
 
+def test_jobs_whose_tuning_is_left_out_are_told(tmp_path: Path) -> None:
+    told = study(tmp_path, tmp_path / "r", part=["result"], protocol=small(), progress=False)
+    assert told.endswith("\nwaiting for tuning that --only or --part leaves out: 1")
+    assert not list((tmp_path / "r").glob("*"))
+
+
 def test_a_record_of_other_settings_is_refused(tmp_path: Path) -> None:
     protocol = small()
     job = protocol.jobs()[0]

@@ -50,7 +50,7 @@ def study(
             told = "the time is up; all is saved, the same command goes on\n"
         told += found.status(only, part)
         if waiting:
-            told += f"\n{waiting} jobs wait for tuning that --only or --part leaves out"
+            told += f"\nwaiting for tuning that --only or --part leaves out: {waiting}"
         return told
     from rftkit.study.report import write
 
