@@ -262,13 +262,13 @@ def test_what_isolates_the_idea(study: Study, page: str) -> None:
 
     (same, bad), (none, _) = told("identity"), told("none")
     assert same == pytest.approx(none, abs=0.01)
-    assert f"is no constraint: {same:.2f}, and {bad:.0%} degenerate." in page
+    assert f"is no constraint on the game: {same:.2f}, and {bad:.0%} degenerate." in page
     (fresh, bad), (kl, _) = told("fresh"), told("kl-k3-loss")
     assert fresh == pytest.approx(kl, abs=0.05)
     assert f"like KL: {fresh:.2f}, with {bad:.0%} degenerate." in page
     (random, bad), (own, _) = told("random-edit"), told("dynamic")
     assert random == pytest.approx(own, abs=0.01)
-    assert f"as good as the refiner**: {random:.2f}, and {bad:.1%} degenerate." in page
+    assert f"on the game **as good as the refiner**: {random:.2f}, and {bad:.1%} degenerate." in page
     changed = runs(study.records, "game/dynamic-changed/result")
     assert {row["config"]["coef"] for row in changed.values()} == {LAMBDAS[0]}
     ended = study.ended("game", "dynamic-changed")
@@ -294,6 +294,28 @@ def test_what_isolates_the_idea(study: Study, page: str) -> None:
     assert (
         f"for {repaired:.0%} of the game's flaws, and keeps {kept:.0%} of the good walks." in page
     )
+
+
+def test_random_edits_are_no_constraint_on_dialogue(study: Study, page: str) -> None:
+    def early(name: str) -> list[Any]:
+        """Curves of tuning at the smaller learning rate."""
+        found = [r for k, r in study.records.items() if k.startswith(f"dialogue/{name}/first")]
+        return [row["curve"] for row in found if row["config"]["lr"] == min(LRS)]
+
+    key = "dialogue/random-edit/"
+    everything = [r["final"] for k, r in study.records.items() if k.startswith(key)]
+    assert len(everything) == 2 * len(LAMBDAS) + 3 + 5
+    assert {row["degenerate"] for row in everything} == {1.0}
+    assert max(row["gold_reward"] for row in everything) < 0.005
+    curves = early("random-edit")
+    assert len(curves) == len(LAMBDAS)
+    (free,) = early("none")
+    for curve in [*curves, free]:
+        gold = dict(zip(curve["step"], curve["gold_reward"], strict=True))
+        assert gold[60] > 0.3
+        assert gold[90] < 0.1
+    assert "0.00, and 100% degenerate, whatever λ and learning rate" in page
+    assert "collapses when training without a constraint does, between steps 60 and 90." in page
 
 
 def test_where_it_should_fail(study: Study, page: str) -> None:
