@@ -268,7 +268,7 @@ def test_what_isolates_the_idea(study: Study, page: str) -> None:
     assert f"like KL: {fresh:.2f}, with {bad:.0%} degenerate." in page
     (random, bad), (own, _) = told("random-edit"), told("dynamic")
     assert random == pytest.approx(own, abs=0.01)
-    assert f"on the game **as good as the refiner**: {random:.2f}, and {bad:.1%} degenerate." in page
+    assert f"game **as good as the refiner**: {random:.2f}, and {bad:.1%} degenerate." in page
     changed = runs(study.records, "game/dynamic-changed/result")
     assert {row["config"]["coef"] for row in changed.values()} == {LAMBDAS[0]}
     ended = study.ended("game", "dynamic-changed")
