@@ -272,7 +272,8 @@ def test_what_isolates_the_idea(study: Study, page: str) -> None:
     changed = runs(study.records, "game/dynamic-changed/result")
     assert {row["config"]["coef"] for row in changed.values()} == {LAMBDAS[0]}
     ended = study.ended("game", "dynamic-changed")
-    assert f"others: {ended:.2f} with λ = {LAMBDAS[0]:g}, the smallest of its grid." in page
+    assert f"game: {ended:.2f} with λ = {LAMBDAS[0]:g}, the smallest of its grid." in page
+    assert ended < own
     tuning = [
         row["final"]
         for key, row in study.records.items()
@@ -294,6 +295,18 @@ def test_what_isolates_the_idea(study: Study, page: str) -> None:
     assert (
         f"for {repaired:.0%} of the game's flaws, and keeps {kept:.0%} of the good walks." in page
     )
+
+
+def test_changed_only_is_behind_on_dialogue_too(study: Study, page: str) -> None:
+    kl = PROTOCOL.best_kl("dialogue", study.records)
+    assert kl
+    gold, bad = (
+        study.ended("dialogue", "dynamic-changed", key=k) for k in ("gold_reward", "degenerate")
+    )
+    above = gold - study.ended("dialogue", kl)
+    below = study.ended("dialogue", "dynamic") - gold
+    assert f"On dialogue: {gold:.2f}, with {bad:.1%} degenerate; that is {above:.2f} above" in page
+    assert f"the best KL, and {below:.2f} below the dynamic constraint." in page
 
 
 def test_random_edits_are_no_constraint_on_dialogue(study: Study, page: str) -> None:
