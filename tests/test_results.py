@@ -297,6 +297,27 @@ def test_what_isolates_the_idea(study: Study, page: str) -> None:
     )
 
 
+def test_identity_slows_dialogue_down(study: Study, page: str) -> None:
+    largest = max(LAMBDAS)
+    rows = study.rows("dialogue", "identity")
+    assert {(r["config"]["coef"], r["config"]["lr"]) for r in rows} == {(largest, min(LRS))}
+    keys = ("gold_reward", "degenerate")
+    gold, bad = (study.ended("dialogue", "identity", key=key) for key in keys)
+    start, flawed = (mean([r["curve"][key][0] for r in rows]) for key in keys)
+    assert f"{largest:g}, at the smaller learning rate: {gold:.2f}, and {bad:.0%} degen" in page
+    assert gold == pytest.approx(start, abs=0.1)
+    assert bad > flawed
+    worst = sorted(study.each("dialogue", "identity", key="degenerate"))
+    assert worst[-2:] == pytest.approx([0.5, 0.5], abs=0.05)  # "two seeds with half"
+    tuning = [
+        row
+        for key, row in study.records.items()
+        if key.startswith("dialogue/identity/first")
+        and (row["config"]["coef"], row["config"]["lr"]) != (largest, min(LRS))
+    ]
+    assert min(row["final"]["degenerate"] for row in tuning) > 0.9  # "every other setting"
+
+
 def test_changed_only_is_behind_on_dialogue_too(study: Study, page: str) -> None:
     kl = PROTOCOL.best_kl("dialogue", study.records)
     assert kl
