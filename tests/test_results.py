@@ -45,6 +45,12 @@ class Study:
         assert sorted(found) == list(range(10, 15 if stage == "result" else 13))
         return [found[seed] for seed in sorted(found)]
 
+    def tuning(self, task: str, name: str) -> list[dict[str, Any]]:
+        """Records of the first stage, a point of the grid each."""
+        found = [r for key, r in self.records.items() if key.startswith(f"{task}/{name}/first")]
+        assert len(found) == 12
+        return found
+
     def each(self, task: str, name: str, stage: str = "result", key: str = "gold_reward") -> Any:
         """A number at the end, seed by seed."""
         rows = self.rows(task, name, stage)
@@ -160,8 +166,8 @@ def test_an_unset_beta_is_the_best_of_the_tuning_at_the_higher_rate(
     """The rate nearer to the default one. On code k3's β is 0.02 below the best, no more."""
     golds = {
         row["config"]["coef"]: row["final"]["gold_reward"]
-        for key, row in study.records.items()
-        if key.startswith(f"{task}/kl-{form}/first") and row["config"]["lr"] == max(LRS)
+        for row in study.tuning(task, f"kl-{form}")
+        if row["config"]["lr"] == max(LRS)
     }
     chosen = TUNED.get(form, TUNED["kl"])[task]
     assert golds[chosen] >= max(golds.values()) - 0.03
@@ -276,8 +282,8 @@ def test_what_isolates_the_idea(study: Study, page: str) -> None:
     assert ended < own
     tuning = [
         row["final"]
-        for key, row in study.records.items()
-        if key.startswith("game/dynamic-changed/first") and row["config"]["coef"] >= 2
+        for row in study.tuning("game", "dynamic-changed")
+        if row["config"]["coef"] >= 2
     ]
     assert f"({max(row['gold_reward'] for row in tuning):.2f} at most)" in page
     assert max(row["degenerate"] for row in tuning) < 0.06  # "keeps its form"
@@ -309,13 +315,12 @@ def test_identity_slows_dialogue_down(study: Study, page: str) -> None:
     assert bad > flawed
     worst = sorted(study.each("dialogue", "identity", key="degenerate"))
     assert worst[-2:] == pytest.approx([0.5, 0.5], abs=0.05)  # "two seeds with half"
-    tuning = [
-        row
-        for key, row in study.records.items()
-        if key.startswith("dialogue/identity/first")
-        and (row["config"]["coef"], row["config"]["lr"]) != (largest, min(LRS))
+    others = [
+        row["final"]["degenerate"]
+        for row in study.tuning("dialogue", "identity")
+        if (row["config"]["coef"], row["config"]["lr"]) != (largest, min(LRS))
     ]
-    assert min(row["final"]["degenerate"] for row in tuning) > 0.9  # "every other setting"
+    assert min(others) > 0.9  # "every other setting"
 
 
 def test_changed_only_is_behind_on_dialogue_too(study: Study, page: str) -> None:
@@ -333,8 +338,8 @@ def test_changed_only_is_behind_on_dialogue_too(study: Study, page: str) -> None
 def test_random_edits_are_no_constraint_on_dialogue(study: Study, page: str) -> None:
     def early(name: str) -> list[Any]:
         """Curves of tuning at the smaller learning rate."""
-        found = [r for k, r in study.records.items() if k.startswith(f"dialogue/{name}/first")]
-        return [row["curve"] for row in found if row["config"]["lr"] == min(LRS)]
+        rows = study.tuning("dialogue", name)
+        return [row["curve"] for row in rows if row["config"]["lr"] == min(LRS)]
 
     key = "dialogue/random-edit/"
     everything = [r["final"] for k, r in study.records.items() if k.startswith(key)]
