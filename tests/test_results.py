@@ -1,63 +1,34 @@
 """What docs/results.md and README say of the study is what its records hold."""
 
 import json
-from typing import Any
 
 import pytest
+from recorded import Study, recorded, words
 
 from rftkit.constraints import TUNED
 from rftkit.metrics import bootstrap_ci, mean
 from rftkit.paths import DATA
 from rftkit.refiner import REFINERS
 from rftkit.report import fill
-from rftkit.study.analysis import best_on_the_way, by_refiner, differences, results, runs
+from rftkit.study.analysis import best_on_the_way, by_refiner, differences, results
 from rftkit.study.command import RECORDS
 from rftkit.study.exploits import BONUS, upsell
 from rftkit.study.frontier import frontier
-from rftkit.study.methods import DOSES, LAMBDAS, LRS, METHODS, VARIATIONS
+from rftkit.study.methods import DOSES, LRS, METHODS, VARIATIONS
 from rftkit.study.plan import PROTOCOL
-from rftkit.study.records import RecordFiles, sha256
 from rftkit.tasks import load_task
 
 TASKS = PROTOCOL.tasks
 
 
-@pytest.fixture(scope="module")
-def study() -> "Study":
-    return Study(RecordFiles(RECORDS, PROTOCOL.jobs(), sha256("tiny")).read())
+@pytest.fixture
+def study() -> Study:
+    return recorded()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def page() -> str:
-    """The words of docs/results.md on one line."""
-    return " ".join((DATA.parent / "docs/results.md").read_text(encoding="utf-8").split())
-
-
-class Study:
-    """The records, read by task, method or variation, and stage."""
-
-    def __init__(self, records: dict[str, Any]) -> None:
-        self.records = records
-
-    def rows(self, task: str, name: str, stage: str = "result") -> list[dict[str, Any]]:
-        """Records in the order of their seeds: five of a result, three of a variation."""
-        found = runs(self.records, f"{task}/{name}/{stage}")
-        assert sorted(found) == list(range(10, 15 if stage == "result" else 13))
-        return [found[seed] for seed in sorted(found)]
-
-    def tuning(self, task: str, name: str) -> list[dict[str, Any]]:
-        """Records of the first stage, a point of the grid each."""
-        found = [r for key, r in self.records.items() if key.startswith(f"{task}/{name}/first")]
-        assert len(found) == 12
-        return found
-
-    def each(self, task: str, name: str, stage: str = "result", key: str = "gold_reward") -> Any:
-        """A number at the end, seed by seed."""
-        rows = self.rows(task, name, stage)
-        return [row["final"][key] if key in row["final"] else row[key] for row in rows]
-
-    def ended(self, task: str, name: str, stage: str = "result", key: str = "gold_reward") -> float:
-        return mean(self.each(task, name, stage, key))
+    return words()
 
 
 def test_the_table_of_the_tasks_is_made_from_the_records(study: Study) -> None:
@@ -260,101 +231,6 @@ def test_what_makes_a_refiner_good_enough(study: Study, page: str) -> None:
     unusual = {task: 1 - row["kept_unusual"] for task, row in early.items()}
     assert f"which the figure leaves out, {unusual['dialogue']:.0%})" in page
     assert f"(of the unusual ones {unusual['game']:.0%})" in page
-
-
-def test_what_isolates_the_idea(study: Study, page: str) -> None:
-    def told(name: str) -> tuple[float, float]:
-        return tuple(study.ended("game", name, key=k) for k in ("gold_reward", "degenerate"))
-
-    (same, bad), (none, _) = told("identity"), told("none")
-    assert same == pytest.approx(none, abs=0.01)
-    assert f"is no constraint on the game: {same:.2f}, and {bad:.0%} degenerate." in page
-    (fresh, bad), (kl, _) = told("fresh"), told("kl-k3-loss")
-    assert fresh == pytest.approx(kl, abs=0.05)
-    assert f"like KL: {fresh:.2f}, with {bad:.0%} degenerate." in page
-    (random, bad), (own, _) = told("random-edit"), told("dynamic")
-    assert random == pytest.approx(own, abs=0.01)
-    assert f"game **as good as the refiner**: {random:.2f}, and {bad:.1%} degenerate." in page
-    changed = runs(study.records, "game/dynamic-changed/result")
-    assert {row["config"]["coef"] for row in changed.values()} == {LAMBDAS[0]}
-    ended = study.ended("game", "dynamic-changed")
-    assert f"game: {ended:.2f} with λ = {LAMBDAS[0]:g}, the smallest of its grid." in page
-    assert ended < own
-    tuning = [
-        row["final"]
-        for row in study.tuning("game", "dynamic-changed")
-        if row["config"]["coef"] >= 2
-    ]
-    assert f"({max(row['gold_reward'] for row in tuning):.2f} at most)" in page
-    assert max(row["degenerate"] for row in tuning) < 0.06  # "keeps its form"
-    rows = json.loads((RECORDS / "refiners.json").read_text(encoding="utf-8"))["rows"]
-    found = {(row["task"], row["refiner"]): row for row in rows if row["refiner"] in REFINERS}
-    game, dialogue, code = (
-        found[task, "random-edit"]["fixed_neighbours"] for task in ("game", "dialogue", "code")
-    )
-    assert (
-        f"form, {game:.0%} are. On dialogue it is {dialogue:.1%} of them, on code {code:.0%}."
-        in page
-    )
-    assert (found["game", "identity"]["kept_clean"], found["game", "identity"]["broken"]) == (1, 0)
-    repaired, kept = (found["game", "fresh"][key] for key in ("fixed_neighbours", "kept_clean"))
-    assert (
-        f"for {repaired:.0%} of the game's flaws, and keeps {kept:.0%} of the good walks." in page
-    )
-
-
-def test_identity_slows_dialogue_down(study: Study, page: str) -> None:
-    largest = max(LAMBDAS)
-    rows = study.rows("dialogue", "identity")
-    assert {(r["config"]["coef"], r["config"]["lr"]) for r in rows} == {(largest, min(LRS))}
-    keys = ("gold_reward", "degenerate")
-    gold, bad = (study.ended("dialogue", "identity", key=key) for key in keys)
-    start, flawed = (mean([r["curve"][key][0] for r in rows]) for key in keys)
-    assert f"{largest:g}, at the smaller learning rate: {gold:.2f}, and {bad:.0%} degen" in page
-    assert gold == pytest.approx(start, abs=0.1)
-    assert bad > flawed
-    worst = sorted(study.each("dialogue", "identity", key="degenerate"))
-    assert worst[-2:] == pytest.approx([0.5, 0.5], abs=0.05)  # "two seeds with half"
-    others = [
-        row["final"]["degenerate"]
-        for row in study.tuning("dialogue", "identity")
-        if (row["config"]["coef"], row["config"]["lr"]) != (largest, min(LRS))
-    ]
-    assert min(others) > 0.9  # "every other setting"
-
-
-def test_changed_only_is_behind_on_dialogue_too(study: Study, page: str) -> None:
-    kl = PROTOCOL.best_kl("dialogue", study.records)
-    assert kl
-    gold, bad = (
-        study.ended("dialogue", "dynamic-changed", key=k) for k in ("gold_reward", "degenerate")
-    )
-    above = gold - study.ended("dialogue", kl)
-    below = study.ended("dialogue", "dynamic") - gold
-    assert f"On dialogue: {gold:.2f}, with {bad:.1%} degenerate; that is {above:.2f} above" in page
-    assert f"the best KL, and {below:.2f} below the dynamic constraint." in page
-
-
-def test_random_edits_are_no_constraint_on_dialogue(study: Study, page: str) -> None:
-    def early(name: str) -> list[Any]:
-        """Curves of tuning at the smaller learning rate."""
-        rows = study.tuning("dialogue", name)
-        return [row["curve"] for row in rows if row["config"]["lr"] == min(LRS)]
-
-    key = "dialogue/random-edit/"
-    everything = [r["final"] for k, r in study.records.items() if k.startswith(key)]
-    assert len(everything) == 2 * len(LAMBDAS) + 3 + 5
-    assert {row["degenerate"] for row in everything} == {1.0}
-    assert max(row["gold_reward"] for row in everything) < 0.005
-    curves = early("random-edit")
-    assert len(curves) == len(LAMBDAS)
-    (free,) = early("none")
-    for curve in [*curves, free]:
-        gold = dict(zip(curve["step"], curve["gold_reward"], strict=True))
-        assert gold[60] > 0.3
-        assert gold[90] < 0.1
-    assert "0.00, and 100% degenerate, whatever λ and learning rate" in page
-    assert "collapses when training without a constraint does, between steps 60 and 90." in page
 
 
 def test_where_it_should_fail(study: Study, page: str) -> None:
