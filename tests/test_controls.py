@@ -33,9 +33,6 @@ def test_what_isolates_the_idea(study: Study, page: str) -> None:
     (same, bad), (none, _) = told("identity"), told("none")
     assert same == pytest.approx(none, abs=0.01)
     assert f"is no constraint on the game: {same:.2f}, and {bad:.0%} degenerate." in page
-    (fresh, bad), (kl, _) = told("fresh"), told("kl-k3-loss")
-    assert fresh == pytest.approx(kl, abs=0.05)
-    assert f"like KL: {fresh:.2f}, with {bad:.0%} degenerate." in page
     (random, bad), (own, _) = told("random-edit"), told("dynamic")
     assert random == pytest.approx(own, abs=0.01)
     assert f"game **as good as the refiner**: {random:.2f}, and {bad:.1%} degenerate." in page
@@ -85,6 +82,31 @@ def test_identity_slows_dialogue_down(study: Study, page: str) -> None:
         if (row["config"]["coef"], row["config"]["lr"]) != (largest, min(LRS))
     ]
     assert min(others) > 0.9  # "every other setting"
+
+
+def test_fresh_is_a_kl(study: Study, page: str) -> None:
+    keys = ("gold_reward", "degenerate", "kl")
+    for task in ("dialogue", "game"):
+        told = {}
+        for name in ("fresh", "kl-k3-loss"):
+            gold, bad = (study.ended(task, name, key=key) for key in keys[:2])
+            told[name] = (f"{gold:.2f}", f"{bad:.0%}")
+        fresh, k3 = told.values()
+        found = f"on {'the ' * (task == 'game')}{task} {fresh[0]}, with {fresh[1]}"
+        assert f"{found}{' degenerate' * (task == 'game')} (k3: {k3[0]}, {k3[1]})" in page
+        assert float(fresh[0]) == pytest.approx(float(k3[0]), abs=0.05)  # "near that one"
+    rows = study.rows("dialogue", "fresh")
+    gold, bad, kl = (study.ended("dialogue", "fresh", key=key) for key in keys)
+    start, flawed = (mean([r["curve"][key][0] for r in rows]) for key in keys[:2])
+    assert f"keeps the policy where it began, at a KL of {kl:.1f}." in page
+    assert (gold, bad) == (pytest.approx(start, abs=0.1), pytest.approx(flawed, abs=0.05))
+    (coef,) = {r["config"]["coef"] for r in rows}
+    tuning = study.tuning("dialogue", "fresh")
+    quarter = [r["final"]["degenerate"] for r in tuning if r["config"]["coef"] == coef / 4]
+    assert len(quarter) == len(LRS)
+    assert f"With a quarter of that λ {min(quarter):.0%} are degenerate, or more" in page
+    best = max(r["final"]["gold_reward"] for r in tuning)
+    assert f"grid does it come above {best:.2f}." in page
 
 
 def test_changed_only_is_behind_on_dialogue_too(study: Study, page: str) -> None:
