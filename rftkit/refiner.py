@@ -240,7 +240,7 @@ class RandomEditRefiner(OnlineRefiner):
 def _edited(
     ids: list[int], refined: list[int], pool: Sequence[int], rng: random.Random
 ) -> list[int]:
-    """`ids` with the edits that led to `refined`, each made in another place and to another token.
+    """`ids` with the edits that led to `refined`, each in a random place and to a random token.
 
     It has the length of `refined` and ends as that does; `ids` itself where nothing was edited.
     """

@@ -58,7 +58,7 @@ def chosen(protocol: Protocol, task: str, method: Method, records: Records) -> s
 
 def _sign(method: Method) -> str:
     if method.axis == "kl_target":
-        return "target"
+        return "target (nats a token)"
     return "β" if method.kind == "kl" else "λ"
 
 
