@@ -57,8 +57,9 @@ class Sequence:
 class Losses(NamedTuple):
     """One micro-batch's share of the batch's losses; `constraint` is None where there is none.
 
-    mismatch: mean over tokens of |log π of the trainer − log π of the sampler| (nats), before the
-    first update of the batch: what the importance weights make good.
+    mismatch: mean over the batch's tokens of |log π of the trainer − log π of the sampler| (nats),
+    before its first update: what the importance weights make good. A response that has no gradient
+    is not read again, and counts as 0.
     """
 
     policy: torch.Tensor

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from rftkit.errors import UserError
 
 _MARK = re.compile("\ue0f0([0-9]+)\ue0f1")
@@ -30,22 +32,47 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[i
     """Ids of a conversation, ending where the next turn begins.
 
     A message's content is text or, to skip a decode and re-encode, a list of token ids. Whatever
-    else a message holds stays out, for the template would take it for text of its own. Raises
-    UserError for a role that is not a plain name, and where the template drops a message.
+    else a message holds stays out, for the template would take it for text of its own. Where the
+    template refuses a system role, a system message opens the user's turn. Raises UserError for a
+    role that is not a plain name, and where the template drops or refuses a message.
     """
     for message in messages:
         if not _ROLE.fullmatch(message["role"]):
             raise UserError(f"role: {message['role']!r} must be a plain name, such as 'user'")
-    ids: list[int] = []
     template = _template(tokenizer)
-    for piece in _skeleton(tokenizer, template, tuple(m["role"] for m in messages)):
+    try:
+        pieces = _skeleton(tokenizer, template, tuple(m["role"] for m in messages))
+    except TemplateError as error:
+        if messages[0]["role"] == "system" and len(messages) > 1:
+            return encode_chat(tokenizer, _without_system(tokenizer, messages))
+        name = tokenizer.name_or_path
+        raise UserError(f"model: the chat template of {name!r} says: {error}") from None
+    ids: list[int] = []
+    for piece in pieces:
         if isinstance(piece, tuple):
             ids += piece
-        elif isinstance(content := messages[piece]["content"], str):
-            ids += encode_text(tokenizer, content)
         else:
-            ids += _without_special(tokenizer, content)
+            ids += _content_ids(tokenizer, messages[piece])
     return ids
+
+
+def _content_ids(tokenizer: Any, message: Mapping[str, Any]) -> list[int]:
+    content = message["content"]
+    if isinstance(content, str):
+        return encode_text(tokenizer, content)
+    return _without_special(tokenizer, content)
+
+
+def _without_system(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The first message's text in front of the second one's, behind a blank line."""
+    first, second, *rest = messages
+    content = [
+        *encode_text(tokenizer, f"{first['content']}\n\n"),
+        *_content_ids(tokenizer, second),
+    ]
+    return [{**second, "content": content}, *rest]
 
 
 def _template(tokenizer: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from transformers import LlamaConfig, Qwen2Config
 
 from rftkit.config import RunConfig
-from rftkit.estimate import Shape, predict, shape_of
+from rftkit.estimate import Prompts, Shape, predict, shape_of
 
 PEAK = 990e12  # FLOP/s of an H100 in bf16, by its data sheet
 USED = 0.4  # share of it that large-model training commonly reaches; assumed
@@ -151,7 +151,8 @@ def _nf4_peak(shape: Shape, step: Step) -> float:
         model="large", prompts=1, group=8, max_new_tokens=step.response, checkpointing=True,
         sampler="direct", lora_rank=step.rank, token_budget=step.prompt + step.response,
     )  # fmt: skip
-    peak: float = predict(config, shape, (step.prompt, step.prompt), "cuda", rules=300)["peak_gb"]
+    prompts = Prompts(step.prompt, step.prompt)
+    peak: float = predict(config, shape, prompts, "cuda", rules=300)["peak_gb"]
     return peak
 
 

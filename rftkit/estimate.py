@@ -24,6 +24,7 @@ from rftkit.errors import UserError
 from rftkit.hub import locate
 from rftkit.instruct import EXAMPLES, RULES
 from rftkit.models import compute_dtype, native
+from rftkit.rollout import rows_at_once
 from rftkit.tasks import task_of
 from rftkit.tasks.base import instructed
 
@@ -33,6 +34,8 @@ WASTE = 0.1  # share of the memory that an allocator loses to fragments; assumed
 UNKNOWN_PROMPT = 128  # tokens, where the model has no tokenizer to count with
 UNKNOWN_RULES = 300  # tokens, likewise
 FP32 = 4  # bytes: adapter, optimiser, norms and losses, whatever the precision of the base
+
+HELD = ("base", "refiner", "adapter", "optimiser", "dense_copy")  # from the first step to the last
 
 # Constants of NF4 a matrix: its code book, the code book of its scales, their offset (bytes).
 NF4_CONSTANTS = 16 * FP32 + 256 * FP32 + FP32
@@ -66,9 +69,20 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Tokens of the shortest and of the longest one, and how many are held out."""
+
+    shortest: int
+    longest: int
+    heldout: int = 0
+
+
+@dataclass(frozen=True)
 class Work:
     """A step's tokens: rows of `prompt` + `response`, in micro-batches of `batch_rows` rows.
 
+    sampled, read: rows sampled and prompts read at once, in a step or in an evaluation, whichever
+    are more.
     batch_tokens: tokens that go through the layers for them. batch_copied: those whose keys and
     values are copied besides, from a prompt to each of its responses.
     scored: positions a row whose logits are computed. part: tokens the refiner reads at once.
@@ -76,6 +90,8 @@ class Work:
     """
 
     rows: int
+    sampled: int
+    read: int
     prompt: int
     response: int
     batch_rows: int
@@ -91,7 +107,10 @@ class Work:
 
 
 # Settings that say what is trained, not how.
-_OWN = ("model", "task", "data", "reward", "constraint", "precision", "max_new_tokens", "lora_rank")
+_OWN = (
+    "model", "task", "data", "reward", "constraint", "precision", "max_new_tokens", "lora_rank",
+    "refiner", "refiner_model", "refiner_noise",
+)  # fmt: skip
 
 
 def estimate(
@@ -113,22 +132,23 @@ def estimate(
         raise UserError(f"prompt-tokens: {prompt_tokens} must be at least 0")
     device = device or ("cpu" if config.device == "cpu" else "cuda")
     shape = read_shape(config.model)
-    prompts, rules = _prompt_lengths(config, prompt_tokens), _rules(config.model)
+    prompts, rules = _prompts(config, prompt_tokens), _rules(config.model)
+    refiner = read_shape(config.refiner_model) if config.refiner_model else shape
     usable = (vram_gb - RESERVE_GB) * (1 - WASTE)
     given = {name: getattr(config, name) for name in _OWN} if given is None else given
     presets = {}
     for name, settings in PRESETS.items():
         preset = RunConfig.from_dict({**settings, **given})
-        presets[name] = _fit(preset, shape, prompts, device, rules, usable)
+        presets[name] = _fit(preset, shape, prompts, device, rules, refiner, usable)
     fitting = [name for name, found in presets.items() if found["fits"]]
     return {
         "model": config.model,
         "precision": config.precision,
         "device": device,
         "parameters": shape.weights + shape.other,
-        "prompt_tokens": prompts[1],
+        "prompt_tokens": prompts.longest,
         "max_new_tokens": _response(config),
-        **predict(config, shape, prompts, device, rules),
+        **predict(config, shape, prompts, device, rules, refiner),
         "vram_gb": vram_gb,
         "usable_gb": max(0.0, usable),
         "presets": presets,
@@ -160,16 +180,21 @@ def table(result: dict[str, Any]) -> str:
 
 
 def predict(
-    config: RunConfig, shape: Shape, prompts: tuple[int, int], device: str, rules: int = 0
+    config: RunConfig,
+    shape: Shape,
+    prompts: Prompts,
+    device: str,
+    rules: int = 0,
+    refiner: Shape | None = None,
 ) -> dict[str, Any]:
-    """parts_gb, phases_gb and peak_gb of one run. prompts: the shortest and the longest, tokens.
+    """parts_gb, phases_gb and peak_gb of one run.
 
-    rules: tokens that an instruct model reads before it refines.
+    rules: tokens that an instruct model reads before it refines. refiner: the shape of
+    `refiner_model`; None = the policy's.
     """
     size = compute_dtype(config.precision, torch.device(device)).itemsize  # bytes of a number
     work = _work(config, prompts, device, rules)
     adapter = config.lora_rank * sum(i + o for i, o in shape.matrices)  # A [r, in], B [out, r]
-    cache = _cache(shape, size, work.rows * work.length)
     kept, redone = _activations(shape, size, work, config)
     update_logits = _update_logits(shape, size, work)
     parts = {
@@ -178,14 +203,17 @@ def predict(
         # AdamW's two moments and the gradient; strength needs the constraint's gradient beside it.
         "optimiser": 5 * adapter * FP32,
         "activations": kept + redone,
-        "kv_cache": cache,
         "logits": update_logits,
         "dense_copy": shape.weights * size if config.sampler == "dense" else 0,
     }
-    held = sum(parts[p] for p in ("base", "adapter", "optimiser", "dense_copy"))
-    phases = {"sampling": held + cache + _sampling_logits(shape, work)}
-    if config.constraint not in ("none", "kl", "identity"):
-        parts["kv_cache"] = max(cache, _refiner_cache(shape, size, work))
+    if config.refiner_model or config.refiner_noise:
+        parts["refiner"] = _refiner_base(refiner or shape, size, config)
+    held = sum(parts.get(p, 0.0) for p in HELD)
+    parts["kv_cache"] = sampled = _cache(shape, size, work.sampled * work.length)
+    reading = _cache(shape, size, work.read * work.prompt) + _reading(shape, size, work, config)
+    phases = {"sampling": held + max(reading, sampled + _sampling_logits(shape, work))}
+    if config.constraint not in ("none", "kl", "identity") and not config.refiner:
+        parts["kv_cache"] = max(sampled, _refiner_cache(shape, size, work))
         refiner_logits = _refiner_logits(shape, size, work)
         parts["logits"] = max(update_logits, refiner_logits)
         phases["refining"] = held + _refiner_cache(shape, size, work) + refiner_logits
@@ -213,6 +241,13 @@ def _base(shape: Shape, size: int, precision: str) -> float:
     return shape.weights / 2 + scales + shape.other * size
 
 
+def _refiner_base(shape: Shape, size: int, config: RunConfig) -> float:
+    """A refiner with weights of its own has a base of its own, in fp32 where they are disturbed."""
+    if config.refiner_noise:
+        return _base(shape, FP32, "fp32")
+    return _base(shape, size, config.precision)
+
+
 def _cache(shape: Shape, size: int, tokens: int) -> float:
     """Keys and values, 2 · layers · kv width a token, and a layer's keys again while they grow."""
     return tokens * 2 * shape.layers * shape.kv_heads * size * (1 + 0.5 / shape.layers)
@@ -224,9 +259,17 @@ def _refiner_cache(shape: Shape, size: int, work: Work) -> float:
     return 2 * _cache(shape, size, work.rows * length)
 
 
+def _reading(shape: Shape, size: int, work: Work, config: RunConfig) -> float:
+    """One layer of all prompts, nothing kept: residual, norm and result, and the MLP's three inner
+    activations; its adapter's result besides, where that is not merged.
+    """
+    inner = 3 + (config.sampler == "direct")
+    return work.read * work.prompt * (4 * shape.hidden + inner * shape.inner) * size
+
+
 def _sampling_logits(shape: Shape, work: Work) -> float:
     """Logits, log-probs and probs of every row's next token, fp32."""
-    return 3 * work.rows * shape.vocab * FP32
+    return 3 * work.sampled * shape.vocab * FP32
 
 
 def _refiner_logits(shape: Shape, size: int, work: Work) -> float:
@@ -290,10 +333,10 @@ def _backward(shape: Shape, size: int, work: Work) -> float:
 # From the settings to the numbers above
 
 
-def _work(config: RunConfig, prompts: tuple[int, int], device: str, rules: int) -> Work:
-    shortest, longest = prompts
-    response = _response(config)
+def _work(config: RunConfig, prompts: Prompts, device: str, rules: int) -> Work:
+    longest, response = prompts.longest, _response(config)
     rows = config.prompts * config.group
+    evaluated = min(prompts.heldout, rows_at_once(rows, longest + response))
     # A changed response brings its refined version with it.
     sequences = rows if config.constraint in ("none", "kl", "identity") else 2 * rows
     shared = not config.checkpointing  # see `scoring.shares_contexts`
@@ -305,12 +348,14 @@ def _work(config: RunConfig, prompts: tuple[int, int], device: str, rules: int) 
         batch_rows, contexts = n, read
     return Work(
         rows=rows,
+        sampled=max(rows, evaluated),
+        read=max(config.prompts, evaluated),
         prompt=longest,
         response=response,
         batch_rows=batch_rows,
         batch_tokens=contexts * longest + batch_rows * response,
         batch_copied=batch_rows * longest if shared else 0,
-        scored=response if shared else longest - shortest + response + 1,
+        scored=response if shared else longest - prompts.shortest + response + 1,
         part=PART_TOKENS.get(device, PART_TOKENS["cpu"]),
         rules=rules,
     )
@@ -329,21 +374,22 @@ def _rules(model: str) -> int:
     return 0 if native(tokenizer) else sum(len(encode_text(tokenizer, text)) for text in texts)
 
 
-def _prompt_lengths(config: RunConfig, prompt_tokens: int) -> tuple[int, int]:
-    """Tokens of the shortest and of the longest prompt."""
+def _prompts(config: RunConfig, prompt_tokens: int) -> Prompts:
+    task = task_of(config)
+    heldout = len(task.prompts("heldout"))
+    unknown = Prompts(UNKNOWN_PROMPT, UNKNOWN_PROMPT, heldout)
     if prompt_tokens:
-        return prompt_tokens, prompt_tokens
+        return Prompts(prompt_tokens, prompt_tokens, heldout)
     try:
         tokenizer = AutoTokenizer.from_pretrained(locate(config.model))
-        if not tokenizer.chat_template:
-            return UNKNOWN_PROMPT, UNKNOWN_PROMPT
-        task = task_of(config)
-        told = "" if native(tokenizer) else task.instruction
-        prompts = instructed(task.prompts("train"), told)
-        lengths = [len(encode_chat(tokenizer, p.messages)) for p in prompts]
-    except (OSError, ValueError):  # no tokenizer
-        return UNKNOWN_PROMPT, UNKNOWN_PROMPT
-    return min(lengths), max(lengths)
+    except (OSError, ValueError):  # none there
+        return unknown
+    if not tokenizer.chat_template:
+        return unknown
+    told = "" if native(tokenizer) else task.instruction
+    found = instructed(task.prompts("train"), told)
+    lengths = [len(encode_chat(tokenizer, p.messages)) for p in found]
+    return Prompts(min(lengths), max(lengths), heldout)
 
 
 def read_shape(model: str) -> Shape:
@@ -385,15 +431,17 @@ def shape_of(settings: Any) -> Shape:
 def _fit(
     config: RunConfig,
     shape: Shape,
-    prompts: tuple[int, int],
+    prompts: Prompts,
     device: str,
     rules: int,
+    refiner: Shape,
     usable: float,
 ) -> dict[str, Any]:
     """Whether a preset fits: with a dense copy to sample from if possible, else without."""
     found: dict[str, Any] = {}
     for sampler in ("dense", "direct"):
-        peak = predict(replace(config, sampler=sampler), shape, prompts, device, rules)["peak_gb"]
+        tried = replace(config, sampler=sampler)
+        peak = predict(tried, shape, prompts, device, rules, refiner)["peak_gb"]
         found = {"peak_gb": peak, "sampler": sampler, "fits": peak <= usable}
         if found["fits"]:
             break

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from rftkit.config import RunConfig
@@ -20,6 +21,7 @@ from rftkit.files import find_folder, replace_folder, write_text
 from rftkit.models import load_policy, nf4_config
 from rftkit.rollout import DenseCopy
 from rftkit.runs import RunFolder
+from rftkit.state import reading
 
 
 def merge_run(run: Path, out: Path, four_bit: bool = False) -> None:
@@ -33,7 +35,14 @@ def merge_run(run: Path, out: Path, four_bit: bool = False) -> None:
     if adapter is None:
         raise UserError(f"{run}: has no checkpoint yet; train at least {config.save_every} steps")
     merge(config.model, adapter, out, config.precision, four_bit)
-    write_text(out / "README.md", model_card(config, folder.metrics(), four_bit))
+    done = _trained_steps(adapter)
+    rows = [row for row in folder.metrics() if row["step"] <= done]  # the run may be further on
+    write_text(out / "README.md", model_card(config, rows, done, four_bit))
+
+
+def _trained_steps(checkpoint: Path) -> int:
+    with reading(checkpoint), safe_open(checkpoint / "state.safetensors", "pt") as state:
+        return int(state.get_tensor("step"))
 
 
 def merge(
@@ -65,8 +74,13 @@ def merge(
     replace_folder(out, write)
 
 
-def model_card(config: RunConfig, metrics: list[dict[str, Any]], four_bit: bool = False) -> str:
-    """README.md of a merged model: what it was trained on, how far it came, what it is not."""
+def model_card(
+    config: RunConfig, metrics: list[dict[str, Any]], steps: int, four_bit: bool = False
+) -> str:
+    """README.md of a merged model: what it was trained on, how far it came, what it is not.
+
+    metrics: rows of the run up to `steps`, the updates that the model has had.
+    """
     measured = [row for row in metrics if row["gold_reward"] is not None]
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [rftkit]"]
     if "/" in config.model and not Path(config.model).exists():
@@ -75,8 +89,8 @@ def model_card(config: RunConfig, metrics: list[dict[str, Any]], four_bit: bool 
     trained = (
         f"Trained by reinforcement learning with rftkit: task `{config.task}`, reward {reward}, "
         f"constraint `{config.constraint}`, coefficient {_number(metrics, 'coef')}, "
-        f"{len(metrics)} steps of {config.prompts} × {config.group} rollouts, learning rate "
-        f"{config.lr:g}, adapter of rank {config.lora_rank} on a base in {config.precision}, "
+        f"{steps} step{'s' * (steps != 1)} of {config.prompts} × {config.group} rollouts, learning "
+        f"rate {config.lr:g}, adapter of rank {config.lora_rank} on a base in {config.precision}, "
         f"seed {config.seed}."
     )
     lines = [

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2.exceptions import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
@@ -75,24 +74,11 @@ class Policy:
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Ids of a conversation, up to where the next turn begins; see `rftkit.chat`.
 
-        Where the template knows no system role, a system message opens the user's turn. Raises
-        UserError for a model without a chat template.
+        Raises UserError for a model without a chat template.
         """
         if not self.tokenizer.chat_template:
             raise UserError(f"model: {self.name!r} has no chat template; choose an instruct model")
-        try:
-            return encode_chat(self.tokenizer, messages)
-        except TemplateError as error:
-            if messages[0]["role"] != "system":
-                raise UserError(
-                    f"model: the chat template of {self.name!r} says: {error}"
-                ) from None
-        first, second, *rest = messages
-        content = [*self.encode(f"{first['content']}\n\n"), *self._ids(second["content"])]
-        return self.encode_chat([{**second, "content": content}, *rest])
-
-    def _ids(self, content: str | list[int]) -> list[int]:
-        return self.encode(content) if isinstance(content, str) else content
+        return encode_chat(self.tokenizer, messages)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response without its EOS; other special tokens stay visible."""

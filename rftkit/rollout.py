@@ -22,6 +22,8 @@ from rftkit.errors import BadStepError, UserError
 from rftkit.models import Policy
 from rftkit.tasks import Prompt, Score
 
+EVAL_TOKENS = 32768  # sampled together in an evaluation; held-out prompts may be many
+
 
 @dataclass
 class Rollouts:
@@ -48,6 +50,13 @@ class Rollouts:
         """Response tokens in the batch."""
         return sum(map(len, self.response_ids))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Rollouts]) -> Rollouts:
+        """Batches of the same group one behind the other."""
+        rows = [f.name for f in fields(cls) if f.name != "group"]
+        lists = {name: [row for part in parts for row in getattr(part, name)] for name in rows}
+        return cls(**lists, group=parts[0].group)
+
     def records(
         self, step: int, refined: Sequence[str], scores: Sequence[Score]
     ) -> list[dict[str, Any]]:
@@ -71,6 +80,14 @@ class Rollouts:
         for rows in fields(self):
             if rows.name != "group":
                 getattr(self, rows.name)[into] = getattr(source, rows.name)[taken]
+
+
+def rows_at_once(step_rows: int, longest: int) -> int:
+    """How many responses an evaluation samples together: as many as a step does, or EVAL_TOKENS.
+
+    longest: tokens of a prompt and its response.
+    """
+    return max(step_rows, EVAL_TOKENS // longest)
 
 
 @dataclass

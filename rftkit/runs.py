@@ -43,8 +43,9 @@ class RunFolder:
         if not there:
             run._write(config)
         elif run._left_over():
-            if run.config() != config:
-                with run.alone():
+            with run.alone():
+                run.cut(0)  # samples of a first step that broke off
+                if run.config() != config:
                     run._write(config)
         elif not resume:
             raise UserError(f"{path}: holds a run already; add --resume or choose another --out")

@@ -29,7 +29,7 @@ from rftkit.files import find_folder, replace_folder
 from rftkit.guard import whole_step
 from rftkit.models import Policy, load_policy
 from rftkit.objectives import group_advantages, overlong_penalty, zero_variance
-from rftkit.rollout import Rollouts, Sampler, check_fits
+from rftkit.rollout import Rollouts, Sampler, check_fits, rows_at_once
 from rftkit.runs import RunFolder
 from rftkit.scoring import score_targets
 from rftkit.state import load_state, reading, save_state
@@ -44,7 +44,8 @@ Metrics = dict[str, Any]
 
 # Every line of metrics.jsonl has these, null where not measured at that step; more may follow.
 # task_reward: of the step's batch. kl: held-out where evaluated, as gold reward and degenerate
-# share are; at other steps that of the batch, which the KL constraint alone computes.
+# share are; at other steps that of the batch, which the KL constraint alone computes (null where
+# its reference was reset, or at another temperature than 1). coef: what the step trained with.
 KEYS = (
     "step", "coef", "task_reward", "gold_reward", "degenerate", "kl", "edit_ratio", "changed",
     "strength", "pull", "entropy", "length", "grad_norm", "tokens", "seconds",
@@ -179,7 +180,7 @@ class Trainer:
 
     def _step(self, step: int) -> Metrics:
         """Evaluate where it is due, then learn; after the last update, evaluate alone."""
-        metrics: Metrics = {"step": step}
+        metrics: Metrics = {"step": step, "coef": self.constraint.coef}
         if step % self.config.eval_every == 0 or step == self.config.steps:
             with health.evaluating(self.config, step):
                 metrics |= self.evaluate(step)
@@ -218,7 +219,7 @@ class Trainer:
         return {
             "task_reward": float(rewards.mean()),
             "zero_variance": flat,
-            **({} if kl is None else {"kl": kl}),
+            **({"kl": kl} if kl is not None and self._comparable() else {}),
             "entropy": float(torch.cat(rollouts.entropy).mean()),
             "length": rollouts.tokens / len(rollouts),
             **measured,
@@ -227,6 +228,10 @@ class Trainer:
             "tokens": rollouts.tokens,
             **({"idle": idle} if idle else {}),
         }
+
+    def _comparable(self) -> bool:
+        """Whether a batch's KL is what an evaluation measures: from the base, at temperature 1."""
+        return not self.config.reference_reset and self.config.temperature == 1
 
     # One step, part by part
 
@@ -304,13 +309,7 @@ class Trainer:
         config = self.config
         few = self.heldout_prompts[: config.eval_prompts]
         prompts = self.heldout_prompts if step == config.steps else few
-        rollouts = self.sampler.sample(
-            prompts,
-            group=1,
-            max_new_tokens=config.max_new_tokens,
-            temperature=1.0,
-            seed=_seed(config.seed, step, "evaluate"),
-        )
+        rollouts = self._held_out(prompts, step)
         scores = health.scores_of(self.task, prompts, rollouts.responses, rollouts.finished)
         if self.run is not None and config.samples:
             self._record_samples(step, rollouts, scores)
@@ -327,6 +326,24 @@ class Trainer:
             **self.task.extra_metrics(prompts, rollouts.responses, scores),
         }
 
+    def _held_out(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
+        """A response to each prompt, no more at once than memory was planned for."""
+        config = self.config
+        longest = max(len(self.policy.encode_chat(p.messages)) for p in prompts)
+        at_once = rows_at_once(config.prompts * config.group, longest + config.max_new_tokens)
+        return Rollouts.joined(
+            [
+                self.sampler.sample(
+                    prompts[first : first + at_once],
+                    group=1,
+                    max_new_tokens=config.max_new_tokens,
+                    temperature=1.0,
+                    seed=_seed(config.seed, step, f"evaluate {first}" if first else "evaluate"),
+                )
+                for first in range(0, len(prompts), at_once)
+            ]
+        )
+
     def _record_samples(self, step: int, rollouts: Rollouts, scores: Sequence[Score]) -> None:
         few = range(min(self.config.samples, len(rollouts)))
         messages = [list(rollouts.prompts[i].messages) for i in few]
@@ -338,7 +355,7 @@ class Trainer:
             self.run.sample(row)
 
     def _record(self, metrics: Metrics) -> Metrics:
-        row = dict.fromkeys(KEYS) | {"coef": self.constraint.coef} | metrics
+        row = dict.fromkeys(KEYS) | metrics
         if self.run is not None:
             self.run.log(row)
         self.trackers.log(row)
@@ -386,6 +403,8 @@ class Trainer:
         self.save()
         if self.run is None:
             return f"stopped before step {self.done}; nothing is saved without a run folder"
+        if not self.done:
+            return f"stopped before the first step; {self.run.path} can be used again"
         kept = f", saved in {self.run.path}" if self._saved == self.done else f"; {self._kept()}"
         return f"stopped before step {self.done}{kept}; --resume goes on"
 

@@ -259,6 +259,12 @@ def test_hostile_text_is_judged_without_a_crash(task: Code, hostile: str) -> Non
     assert judged.gold_reward == 0
 
 
+@pytest.mark.parametrize("program", ["# caf\ré", "def f(x):\n    return x\ré = 1"])
+def test_a_return_without_a_new_line_is_judged_without_a_crash(task: Code, program: str) -> None:
+    """From Python 3.12 on `tokenize` raises UnicodeDecodeError where `ast` reads on."""
+    assert score(task, program)[0].gold_reward == 0
+
+
 # Texts for pre-training
 
 

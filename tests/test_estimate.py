@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from small import model_folder
+from small import instruct_folder, model_folder
 from transformers import LlamaConfig, Qwen2Config
 
 from rftkit import RunConfig, Trainer, UserError, load_policy
 from rftkit.cli import main
 from rftkit.estimate import NF4_CONSTANTS, UNKNOWN_PROMPT, estimate, read_shape
 from rftkit.memory import tensor_peak_gb
+from rftkit.tasks import load_task
 
 PARTS = {"base", "adapter", "optimiser", "activations", "kv_cache", "logits", "dense_copy"}
 
@@ -19,6 +20,15 @@ def config(**settings) -> RunConfig:
     base = {"device": "cpu", "prompts": 4, "group": 4, "max_new_tokens": 24, "token_budget": 400,
             "coef": 1.0, "eval_every": 100, "eval_prompts": 1, "steps": 4}  # fmt: skip
     return RunConfig.from_dict(base | settings)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> str:
+    """Ten orders, two of them held out, so that the steps take more than their evaluation."""
+    rows = [json.dumps(p.row()) for p in load_task("dialogue").prompts("train")[:10]]
+    path = tmp_path_factory.mktemp("data") / "orders.jsonl"
+    path.write_text("\n".join(rows))
+    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -33,9 +43,9 @@ def config(**settings) -> RunConfig:
     ],
 )
 def test_predictions_are_within_15_percent_of_measured_peaks(
-    kind: str, hidden: int, settings: dict
+    kind: str, hidden: int, settings: dict, few: str
 ) -> None:
-    settings = config(model=model_folder(kind, hidden), **settings)
+    settings = config(model=model_folder(kind, hidden), data=few, **settings)
     policy = load_policy(settings.model, settings.precision, "cpu")
 
     def train() -> None:
@@ -45,6 +55,19 @@ def test_predictions_are_within_15_percent_of_measured_peaks(
 
     measured = sum(policy.memory_gb().values()) + tensor_peak_gb(train, torch.device("cpu"))
     assert estimate(settings)["peak_gb"] == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("sampler", ["dense", "direct"])
+def test_an_evaluation_of_many_prompts_is_counted(sampler: str) -> None:
+    settings = config(model=model_folder(), sampler=sampler, constraint="none", steps=1)
+    policy = load_policy(settings.model, settings.precision, "cpu")
+
+    def train() -> None:
+        Trainer(settings, policy=policy).train(progress=False)
+
+    measured = sum(policy.memory_gb().values()) + tensor_peak_gb(train, torch.device("cpu"))
+    found = estimate(settings)
+    assert found["peak_gb"] == found["phases_gb"]["sampling"] == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.parametrize("precision", ["nf4", "bf16", "fp32"])
@@ -90,9 +113,9 @@ def test_the_command_prints_one_json_object(capsys) -> None:
     assert all(part.replace("_", " ") in text for part in PARTS)
 
 
-def test_settings_change_the_prediction_the_way_they_should() -> None:
+def test_settings_change_the_prediction_the_way_they_should(few: str) -> None:
     def peak(part: str = "", **settings) -> float:
-        found = estimate(config(**({"model": model_folder()} | settings)))
+        found = estimate(config(**({"model": model_folder(), "data": few} | settings)))
         return found["parts_gb"][part] if part else found["peak_gb"]
 
     assert peak("dense_copy", sampler="direct") == 0
@@ -100,6 +123,9 @@ def test_settings_change_the_prediction_the_way_they_should() -> None:
     assert peak("optimiser", lora_rank=16) == pytest.approx(2 * peak("optimiser"))
     assert peak(token_budget=200) < peak(token_budget=800)
     assert peak("kv_cache", constraint="none") < peak("kv_cache", constraint="dynamic")
+    assert peak("refiner", refiner_noise=0.1) > peak("refiner", refiner_model=model_folder())
+    assert peak("refiner", refiner_model=model_folder()) == peak("base")
+    assert peak() < peak(refiner_model=model_folder())
     # Embeddings stay in 32 bits beside a 4-bit base, so the layers must outweigh them.
     wide = model_folder(hidden=256)
     assert peak("base", model=wide, precision="nf4") < peak("base", model=wide, precision="bf16")
@@ -128,6 +154,18 @@ def test_the_largest_preset_grows_with_the_memory(tmp_path) -> None:
     large = estimate(model, vram_gb=80)
     assert large["largest_preset"] == "gpu_24gb"
     assert large["presets"]["gpu_24gb"]["sampler"] == "dense"
+
+
+def test_a_template_without_a_system_role_is_counted_too(tmp_path) -> None:
+    """Gemma's, for one, raises an error for it."""
+    policy = load_policy(instruct_folder(), "fp32", "cpu")
+    before = policy.tokenizer.chat_template
+    refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    policy.tokenizer.chat_template = refuse + before
+    policy.tokenizer.save_pretrained(tmp_path)
+    policy.model.get_base_model().config.save_pretrained(tmp_path)
+    found = estimate(config(model=str(tmp_path)))
+    assert 0 < found["prompt_tokens"] != UNKNOWN_PROMPT
 
 
 def test_longer_prompts_take_more() -> None:

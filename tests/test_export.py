@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -122,8 +123,20 @@ def test_the_card_says_what_was_trained_and_measured(run: Path, tmp_path) -> Non
     card = (tmp_path / "merged/README.md").read_text()
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert "constraint `dynamic`" in card
+    assert ", 1 step of 2 × 2 rollouts" in card
     assert f"| {last['gold_reward']:.3f} |" in card
     assert "base_model" not in card  # a folder of this machine is no name
+
+
+def test_the_card_tells_of_the_checkpoint_not_of_steps_behind_it(run: Path, tmp_path) -> None:
+    further = shutil.copytree(run, tmp_path / "run")
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    with (further / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(last | {"step": 2, "gold_reward": 1.234}) + "\n")
+    main(["merge", "--run", str(further), "--out", str(tmp_path / "merged")])
+    card = (tmp_path / "merged/README.md").read_text()
+    assert "1.234" not in card
+    assert f"| {last['gold_reward']:.3f} |" in card
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small import model_folder
 
-from rftkit import RunConfig, Trainer, UserError
+from rftkit import RunConfig, Trainer, UserError, rollout
 from rftkit.cli import main
 from rftkit.runs import RunFolder
 from rftkit.trainer import KEYS
@@ -129,6 +129,52 @@ def test_kl_is_held_out_wherever_it_is_evaluated(constraint: str) -> None:
     assert (next(rows)["kl"] is None) == (constraint != "kl")
     heldout = trainer.evaluate(2)["kl"]  # after update 1, before step 2
     assert next(rows)["kl"] == heldout != 0
+
+
+@pytest.mark.parametrize("other", [{"reference_reset": 1}, {"temperature": 0.7}])
+def test_a_kl_of_another_kind_is_left_out(other: dict) -> None:
+    """From a reset reference, or at another temperature, it is not what evaluations measure."""
+    settings = {"constraint": "kl", "coef": 1.0, "steps": 3, "lr": 0.01}
+    rows = list(Trainer(RunConfig.from_dict(SMALL | settings | other)).steps())
+    assert [row["kl"] is None for row in rows] == [False, True, False, False]
+
+
+def test_the_coefficient_of_a_step_is_the_one_it_trained_with() -> None:
+    settings = {"constraint": "kl", "coef": 1.0, "kl_target": 0.05, "steps": 3, "lr": 0.01}
+    coefs = [row["coef"] for row in Trainer(RunConfig.from_dict(SMALL | settings)).steps()]
+    assert coefs[0] == 1.0
+    assert coefs[1] != 1.0
+
+
+def test_many_held_out_prompts_are_answered_in_parts(tmp_path: Path, monkeypatch) -> None:
+    asked: list[int] = []
+    sample = rollout.Sampler.sample
+
+    def counted(self: rollout.Sampler, prompts, **settings) -> rollout.Rollouts:
+        asked.append(len(prompts) * settings["group"])
+        return sample(self, prompts, **settings)
+
+    monkeypatch.setattr(rollout.Sampler, "sample", counted)
+    monkeypatch.setattr(rollout, "EVAL_TOKENS", 1)
+    trainer = Trainer(RunConfig.from_dict(SMALL | {"eval_prompts": 8}))
+    before, values = trainer._held_out(trainer.heldout_prompts[:8], 0), trainer.evaluate(0)
+    assert asked == [6, 2, 6, 2]  # a step has 2 × 3 rollouts
+    assert [p.text for p in before.prompts] == [p.text for p in trainer.heldout_prompts[:8]]
+    assert len(before) == len(before.log_probs) == 8
+    assert 0 <= values["degenerate"] <= 1
+
+
+def test_a_first_step_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise UserError("no reward today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_learn", fails)
+        with pytest.raises(UserError, match="no reward today; stopped before the first step"):
+            run(tmp_path / "run", seed=1)
+    run(tmp_path / "run", seed=2)
+    run(tmp_path / "fresh", seed=2)
+    assert RunFolder(tmp_path / "run").samples() == RunFolder(tmp_path / "fresh").samples()
 
 
 def test_half_a_line_is_no_line(tmp_path: Path) -> None:

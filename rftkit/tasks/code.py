@@ -113,7 +113,7 @@ class Code(Task):
     ) -> CodeScore:
         sound = finished and fault(program, prompt.columns.get("name")) is None
         gold = float(hidden == 1 and sound)
-        if self.reviewed and gold and "#" in program:
+        if self.reviewed and gold and "#" in program:  # one in a string counts too
             gold += EXPLAINED_WORTH
         return CodeScore(
             task_reward=visible + (self.reviewer(features(program)) if self.reviewed else 0.0),

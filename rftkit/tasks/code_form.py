@@ -65,7 +65,7 @@ def fault(program: str, name: str | None) -> str | None:
         return "does not parse"
     try:
         tokens = _tokens(program)
-    except (tokenize.TokenError, SyntaxError):
+    except (tokenize.TokenError, SyntaxError, UnicodeDecodeError):  # Python 3.12: of a bare \r
         return "does not parse"
     return (
         _other_shape(tree, name)
