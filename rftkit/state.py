@@ -48,5 +48,6 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"{path}: the checkpoint is broken ({error}); restore it or choose another --out"
+            f"{path}: the checkpoint is broken, or of another model ({error}); restore it or "
+            "choose another --out"
         ) from None
