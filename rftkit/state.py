@@ -48,6 +48,6 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"{path}: the checkpoint is broken, or of another model ({error}); restore it or "
+            f"{path}: the checkpoint is broken ({error}), or of another model; restore it or "
             "choose another --out"
         ) from None
