@@ -19,12 +19,13 @@ from rftkit import machine
 from rftkit.allocator import keep_freed_memory
 from rftkit.config import RunConfig
 from rftkit.errors import UserError
-from rftkit.estimate import estimate, read_shape
+from rftkit.estimate import estimate
 from rftkit.memory import run_peak_gb
 from rftkit.models import pick_device
 from rftkit.peer import Generate, require_trl, run_trl
 from rftkit.refiner import OnlineRefiner
 from rftkit.rollout import Rollouts, Sampler, generate
+from rftkit.shape import read_shape
 from rftkit.trainer import Trainer
 
 BETA = 0.1  # of both KL steps

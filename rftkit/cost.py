@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from transformers import LlamaConfig, Qwen2Config
 
 from rftkit.config import RunConfig
-from rftkit.estimate import Prompts, Shape, predict, shape_of
+from rftkit.estimate import Prompts, predict
+from rftkit.shape import Shape, shape_of
 
 PEAK = 990e12  # FLOP/s of an H100 in bf16, by its data sheet
 USED = 0.4  # share of it that large-model training commonly reaches; assumed

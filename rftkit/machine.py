@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from rftkit.estimate import Shape
 from rftkit.rollout import Rollouts
+from rftkit.shape import Shape
 
 REPEATS = 10
 

@@ -286,3 +286,20 @@ class Sampler:
             entropy=out.entropy,
             group=group,
         )
+
+    def answer(
+        self, prompts: Sequence[Prompt], rows: int, max_new_tokens: int, seed: int
+    ) -> Rollouts:
+        """One response to each prompt at temperature 1, no more at once than memory has room for.
+
+        rows: responses that a step samples at once.
+        """
+        longest = max(len(self.policy.encode_chat(p.messages)) for p in prompts)
+        at_once = rows_at_once(rows, longest + max_new_tokens)
+        parts = [prompts[first : first + at_once] for first in range(0, len(prompts), at_once)]
+        return Rollouts.joined(
+            [
+                self.sample(part, group=1, max_new_tokens=max_new_tokens, seed=seed + i)
+                for i, part in enumerate(parts)
+            ]
+        )

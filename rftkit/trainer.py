@@ -29,7 +29,7 @@ from rftkit.files import find_folder, replace_folder
 from rftkit.guard import whole_step
 from rftkit.models import Policy, load_policy
 from rftkit.objectives import group_advantages, overlong_penalty, zero_variance
-from rftkit.rollout import Rollouts, Sampler, check_fits, rows_at_once
+from rftkit.rollout import Rollouts, Sampler, check_fits
 from rftkit.runs import RunFolder
 from rftkit.scoring import score_targets
 from rftkit.state import load_state, reading, save_state
@@ -219,7 +219,7 @@ class Trainer:
         return {
             "task_reward": float(rewards.mean()),
             "zero_variance": flat,
-            **({"kl": kl} if kl is not None and self._comparable() else {}),
+            "kl": kl if config.temperature == 1 and not config.reference_reset else None,
             "entropy": float(torch.cat(rollouts.entropy).mean()),
             "length": rollouts.tokens / len(rollouts),
             **measured,
@@ -228,10 +228,6 @@ class Trainer:
             "tokens": rollouts.tokens,
             **({"idle": idle} if idle else {}),
         }
-
-    def _comparable(self) -> bool:
-        """Whether a batch's KL is what an evaluation measures: from the base, at temperature 1."""
-        return not self.config.reference_reset and self.config.temperature == 1
 
     # One step, part by part
 
@@ -309,7 +305,8 @@ class Trainer:
         config = self.config
         few = self.heldout_prompts[: config.eval_prompts]
         prompts = self.heldout_prompts if step == config.steps else few
-        rollouts = self._held_out(prompts, step)
+        seed, rows = _seed(config.seed, step, "evaluate"), config.prompts * config.group
+        rollouts = self.sampler.answer(prompts, rows, config.max_new_tokens, seed)
         scores = health.scores_of(self.task, prompts, rollouts.responses, rollouts.finished)
         if self.run is not None and config.samples:
             self._record_samples(step, rollouts, scores)
@@ -325,24 +322,6 @@ class Trainer:
             "degenerate": fmean(s.degenerate for s in scores),
             **self.task.extra_metrics(prompts, rollouts.responses, scores),
         }
-
-    def _held_out(self, prompts: Sequence[Prompt], step: int) -> Rollouts:
-        """A response to each prompt, no more at once than memory was planned for."""
-        config = self.config
-        longest = max(len(self.policy.encode_chat(p.messages)) for p in prompts)
-        at_once = rows_at_once(config.prompts * config.group, longest + config.max_new_tokens)
-        return Rollouts.joined(
-            [
-                self.sampler.sample(
-                    prompts[first : first + at_once],
-                    group=1,
-                    max_new_tokens=config.max_new_tokens,
-                    temperature=1.0,
-                    seed=_seed(config.seed, step, f"evaluate {first}" if first else "evaluate"),
-                )
-                for first in range(0, len(prompts), at_once)
-            ]
-        )
 
     def _record_samples(self, step: int, rollouts: Rollouts, scores: Sequence[Score]) -> None:
         few = range(min(self.config.samples, len(rollouts)))

@@ -9,8 +9,9 @@ from transformers import LlamaConfig, Qwen2Config
 
 from rftkit import RunConfig, Trainer, UserError, load_policy
 from rftkit.cli import main
-from rftkit.estimate import NF4_CONSTANTS, UNKNOWN_PROMPT, estimate, read_shape
+from rftkit.estimate import NF4_CONSTANTS, UNKNOWN_PROMPT, estimate
 from rftkit.memory import tensor_peak_gb
+from rftkit.shape import read_shape
 from rftkit.tasks import load_task
 
 PARTS = {"base", "adapter", "optimiser", "activations", "kv_cache", "logits", "dense_copy"}

@@ -18,10 +18,11 @@ from transformers import AutoConfig
 
 from rftkit import lessons
 from rftkit.cli import _parser
-from rftkit.estimate import _base, shape_of
+from rftkit.estimate import _base
 from rftkit.exercises import exercises
 from rftkit.metrics import edit_ratio, rep_3
 from rftkit.objectives import group_advantages, kl_k3, policy_gradient_loss, sft_loss
+from rftkit.shape import shape_of
 from rftkit.toy import cafe, push_forward, refiner_matrix
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"

@@ -157,11 +157,13 @@ def test_many_held_out_prompts_are_answered_in_parts(tmp_path: Path, monkeypatch
     monkeypatch.setattr(rollout.Sampler, "sample", counted)
     monkeypatch.setattr(rollout, "EVAL_TOKENS", 1)
     trainer = Trainer(RunConfig.from_dict(SMALL | {"eval_prompts": 8}))
-    before, values = trainer._held_out(trainer.heldout_prompts[:8], 0), trainer.evaluate(0)
+    prompts = trainer.heldout_prompts[:8]
+    answers = trainer.sampler.answer(prompts, rows=6, max_new_tokens=6, seed=1)
+    assert asked == [6, 2]
+    assert [p.text for p in answers.prompts] == [p.text for p in prompts]
+    assert len(answers) == len(answers.log_probs) == 8
+    assert 0 <= trainer.evaluate(0)["degenerate"] <= 1
     assert asked == [6, 2, 6, 2]  # a step has 2 × 3 rollouts
-    assert [p.text for p in before.prompts] == [p.text for p in trainer.heldout_prompts[:8]]
-    assert len(before) == len(before.log_probs) == 8
-    assert 0 <= values["degenerate"] <= 1
 
 
 def test_a_first_step_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch) -> None:
