@@ -1,7 +1,6 @@
 """What docs/results.md says of the controls and of changed only is what its records hold."""
 
 import json
-from typing import Any
 
 import pytest
 from recorded import Study, recorded, words
@@ -109,7 +108,7 @@ def test_fresh_is_a_kl(study: Study, page: str) -> None:
     assert f"grid does it come above {best:.2f}." in page
 
 
-def test_changed_only_is_behind_on_dialogue_too(study: Study, page: str) -> None:
+def test_changed_only_is_behind_on_dialogue_and_code_too(study: Study, page: str) -> None:
     kl = PROTOCOL.best_kl("dialogue", study.records)
     assert kl
     gold, bad = (
@@ -119,25 +118,53 @@ def test_changed_only_is_behind_on_dialogue_too(study: Study, page: str) -> None
     below = study.ended("dialogue", "dynamic") - gold
     assert f"On dialogue: {gold:.2f}, with {bad:.1%} degenerate; that is {above:.2f} above" in page
     assert f"the best KL, and {below:.2f} below the dynamic constraint." in page
+    golds = study.each("code", "dynamic-changed")
+    gold, bad = mean(golds), study.ended("code", "dynamic-changed", key="degenerate")
+    assert f"On code: {gold:.2f}, with {bad:.1%} degenerate, below the best KL as well" in page
+    kl = PROTOCOL.best_kl("code", study.records)
+    assert kl
+    assert gold < study.ended("code", kl)
+    assert f"the five fresh ones go from {min(golds):.2f} to {max(golds):.2f}." in page
+    stages = ("first5/seed100", "second0/seed101")
+    promised = [study.records[f"code/dynamic-changed/{at}"] for at in stages]
+    (setting,) = {(r["config"]["coef"], r["config"]["lr"]) for r in promised}
+    tuned = study.rows("code", "dynamic-changed")[0]["config"]
+    assert setting == (tuned["coef"], tuned["lr"])
+    first, second = (r["final"]["gold_reward"] for r in promised)
+    assert f"its tuning seeds had promised {first:.2f} and {second:.2f}," in page
 
 
-def test_random_edits_are_no_constraint_on_dialogue(study: Study, page: str) -> None:
-    def early(name: str) -> list[Any]:
-        """Curves of tuning at the smaller learning rate."""
-        rows = study.tuning("dialogue", name)
-        return [row["curve"] for row in rows if row["config"]["lr"] == min(LRS)]
-
-    key = "dialogue/random-edit/"
+@pytest.mark.parametrize("task", ["dialogue", "code"])
+def test_random_edits_are_no_constraint_on_dialogue_and_code(
+    task: str, study: Study, page: str
+) -> None:
+    key = f"{task}/random-edit/"
     everything = [r["final"] for k, r in study.records.items() if k.startswith(key)]
     assert len(everything) == 2 * len(LAMBDAS) + 3 + 5
     assert {row["degenerate"] for row in everything} == {1.0}
     assert max(row["gold_reward"] for row in everything) < 0.005
-    curves = early("random-edit")
-    assert len(curves) == len(LAMBDAS)
-    (free,) = early("none")
-    for curve in [*curves, free]:
-        gold = dict(zip(curve["step"], curve["gold_reward"], strict=True))
+    assert "0.00, and 100% degenerate, whatever λ and learning rate" in page
+
+
+def test_random_edits_hasten_the_end_on_code(study: Study, page: str) -> None:
+    def slow(task: str, name: str) -> dict[float, dict[int, float]]:
+        """Gold reward at the smaller learning rate of tuning, by λ (0 without one) and step."""
+        rows = [row for row in study.tuning(task, name) if row["config"]["lr"] == min(LRS)]
+        curves = [(row["config"]["coef"], row["curve"]) for row in rows]
+        return {
+            coef or 0.0: dict(zip(curve["step"], curve["gold_reward"], strict=True))
+            for coef, curve in curves
+        }
+
+    dialogue = slow("dialogue", "random-edit")
+    assert sorted(dialogue) == sorted(LAMBDAS)
+    for gold in [*dialogue.values(), *slow("dialogue", "none").values()]:
         assert gold[60] > 0.3
         assert gold[90] < 0.1
-    assert "0.00, and 100% degenerate, whatever λ and learning rate" in page
-    assert "collapses when training without a constraint does, between steps 60 and 90." in page
+    assert "without a constraint does, on dialogue between steps 60 and 90." in page
+    (free,) = slow("code", "none").values()
+    code = slow("code", "random-edit")
+    least, most = (code[at][60] for at in (min(LAMBDAS), max(LAMBDAS)))
+    assert max(gold[60] for gold in code.values()) == least < free[60]
+    assert f"at step 60 the gold reward is {free[60]:.2f} without a constraint," in page
+    assert f"{least:.2f} with λ = {min(LAMBDAS):g}, and {most:.2f} with {max(LAMBDAS):g}." in page
