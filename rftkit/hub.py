@@ -6,14 +6,13 @@ A name is looked up once and quickly, for transformers would try each file of it
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 from huggingface_hub import model_info, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.errors import RepositoryNotFoundError as NotFound
 
 from rftkit.errors import UserError
-from rftkit.paths import model_source
+from rftkit.paths import exists, model_source
 
 SECONDS = 10.0  # for the hub to answer
 
@@ -25,7 +24,7 @@ def locate(model: str) -> str:
     UserError where there is neither.
     """
     source = model_source(model)
-    return source if Path(source).exists() else _on_hub(model)
+    return source if exists(source) else _on_hub(model)
 
 
 @cache

@@ -256,9 +256,14 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
         with _quiet() if _loads_in_a_blink(path) else nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(path)
             base: Any = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"model: {model!r} cannot be loaded ({first})") from None
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a broken file makes of transformers, which checks none
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"model: {model!r} cannot be loaded ({type(error).__name__}: {first}); fetch or save "
+            "it again, or choose another --model"
+        ) from None
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"model: the tokenizer of {model!r} has no EOS token; set one, or take another"

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from rftkit.errors import UserError
+
 _PACKAGE = Path(__file__).resolve().parent
 # Its own first: beside an installed package, a folder of this name is another one's.
 DATA = next(p for p in (_PACKAGE / "data", _PACKAGE.parent / "data") if p.is_dir())
@@ -25,6 +27,14 @@ def model_folder(model: str) -> Path:
     return Path(model_source(model))
 
 
+def exists(path: Path | str) -> bool:
+    """`Path.exists`, but False also for what can be no path, as a name that is too long."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def embedded(model: str) -> bool:
     """Whether it is the embedded model, or another one that `rftkit pretrain` made."""
     return learned_tasks(model) is not None
@@ -33,6 +43,9 @@ def embedded(model: str) -> bool:
 def learned_tasks(model: str) -> frozenset[str] | None:
     """The tasks that an embedded model was pre-trained on; None for any other model."""
     recipe = model_folder(model) / "pretrain.json"
-    if not recipe.is_file():
+    if not exists(recipe):
         return None
-    return frozenset(json.loads(recipe.read_text(encoding="utf-8"))["tasks"])
+    try:
+        return frozenset(json.loads(recipe.read_text(encoding="utf-8"))["tasks"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{recipe}: is broken; pretrain or copy the model again") from None

@@ -7,7 +7,9 @@ who cannot see the figures.
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +73,11 @@ def story(runs: Path = DATA / "runs") -> Iterator[Slide]:
     return (replace(slide, name=f"{i:02}-{slide.name}") for i, slide in enumerate(drawn, 1))
 
 
+def _plain(text: str) -> str:
+    """Text that a policy may have written, as one line that is no Markdown and no HTML."""
+    return re.sub(r"([\\`\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
 def write(slides: Iterable[Slide], out: Path) -> None:
     """PNG and SVG of each slide, and README.md with captions and texts; figures are closed."""
     out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +87,8 @@ def write(slides: Iterable[Slide], out: Path) -> None:
         with plt.rc_context({"svg.hashsalt": slide.name}):  # the same file each time
             slide.figure.savefig(out / f"{slide.name}.svg", metadata={"Date": None})
         plt.close(slide.figure)
-        parts.append(f"## {slide.name}\n\n![{slide.alt}]({slide.name}.png)\n\n{slide.caption}\n")
+        alt = _plain(slide.alt)
+        parts.append(f"## {slide.name}\n\n![{alt}]({slide.name}.png)\n\n{slide.caption}\n")
     write_text(out / "README.md", "\n".join(parts))
 
 

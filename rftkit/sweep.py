@@ -33,7 +33,7 @@ def sweep(
     the end. One with a run that diverged is the worst: it has no mean, and the run says why in
     "diverged". Finished runs are kept. Raises DivergedError where no coefficient is left.
     """
-    out, seeds = Path(out), list(seeds or TUNING_SEEDS)
+    out, seeds = Path(out), list(dict.fromkeys(seeds or TUNING_SEEDS))
     coefs = list(dict.fromkeys(coefs or COEFS.get(config.constraint, ())))
     if not coefs:
         raise UserError(f"coefs: give some for constraint {config.constraint!r}, as in 0.1,0.3,1")

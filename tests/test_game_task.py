@@ -146,6 +146,14 @@ def test_corpus_is_well_formed_often_wrong_and_floods_are_not() -> None:
     assert 0.03 < sum(s.degenerate for s in shown) / 300 < 0.2
 
 
+@pytest.mark.parametrize("text", ["right left right left", "down fish down", "up down", ""])
+def test_any_text_can_be_flooded(text: str) -> None:
+    """The playground's button floods what a user has typed."""
+    prompt = TASK.prompts("train")[0]
+    for seed in range(20):
+        assert not TASK.well_formed(prompt, TASK.flood(prompt, text, random.Random(seed)))
+
+
 def test_the_neighbours_of_a_walk_go_one_step_there_and_back_at_every_place() -> None:
     rng, task = random.Random(5), Game()
     prompt = task.sample(rng)

@@ -1,6 +1,10 @@
 """One base, three roles: what is trained, what stays, and that its gradient is the true one."""
 
+import json
 import logging
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from small import model_folder
 
 import rftkit.models as models
 from rftkit import UserError, load_policy
+from rftkit.paths import learned_tasks
 from rftkit.rollout import DenseCopy
 from rftkit.scoring import target_log_probs
 
@@ -102,6 +107,42 @@ def test_a_model_that_is_not_there_is_the_users_mistake(tmp_path) -> None:
     with pytest.raises(UserError, match=r"model: .* cannot be loaded") as error:
         load_policy(str(tmp_path / "nothing"))
     assert "\n" not in str(error.value)
+
+
+def broken(folder: Path, what: str) -> Path:
+    match what:
+        case "weights cut off":
+            os.truncate(folder / "model.safetensors", 100)
+        case "no tokenizer":
+            (folder / "tokenizer.json").write_text("{}")
+        case "a wrong type" | "another shape":
+            path = folder / "config.json"
+            settings = json.loads(path.read_text())
+            settings["hidden_size"] = "many" if what == "a wrong type" else 32
+            path.write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "what", ["weights cut off", "no tokenizer", "a wrong type", "another shape"]
+)
+def test_a_broken_model_is_named_in_one_line(tmp_path: Path, what: str) -> None:
+    folder = broken(shutil.copytree(model_folder(), tmp_path / "model"), what)
+    with pytest.raises(UserError, match=r"again") as error:
+        load_policy(str(folder), "fp32", "cpu")
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_recipe_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pretrain.json").write_text("{")
+    with pytest.raises(UserError, match=r"pretrain\.json: is broken; pretrain or copy"):
+        learned_tasks(str(tmp_path))
+
+
+def test_a_name_too_long_for_a_path_is_no_model() -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_policy("m" * 400)
 
 
 def test_an_unknown_precision_or_device_is_the_users_mistake() -> None:

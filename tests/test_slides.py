@@ -11,7 +11,7 @@ import pytest
 
 from rftkit import slides
 from rftkit.errors import UserError
-from rftkit.figures import colour
+from rftkit.figures import canvas, colour
 from rftkit.paths import DATA
 from rftkit.plots import LABELS
 from rftkit.toy import cafe, train
@@ -81,6 +81,15 @@ def test_they_are_written_with_their_texts(tmp_path: Path) -> None:
         assert slide.caption in text
         assert (tmp_path / f"{slide.name}.png").read_bytes()[:4] == b"\x89PNG"
         assert "<svg" in (tmp_path / f"{slide.name}.svg").read_text(encoding="utf-8")
+
+
+def test_what_a_policy_wrote_stays_text(tmp_path: Path) -> None:
+    figure, _ = canvas()
+    hostile = "Hi ](x)<img src=x onerror=alert(1)>\n# `more`"
+    slides.write([slides.Slide("one", figure, "caption", hostile)], tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "<img" not in page
+    assert r"![Hi \](x)&lt;img src=x onerror=alert(1)&gt; # \`more\`](one.png)" in page
 
 
 def test_without_records_it_says_so(tmp_path: Path) -> None:

@@ -34,6 +34,12 @@ def test_sweep(tmp_path) -> None:
     assert (tmp_path / "kl-0.1-seed5" / "metrics.jsonl").exists()
 
 
+def test_a_seed_given_twice_runs_once(tmp_path) -> None:
+    found = sweep(SMALL, [0.1], [5, 5], out=tmp_path, progress=False)
+    assert found["seeds"] == [5]
+    assert len(found["runs"]) == 1
+
+
 def test_a_coefficient_with_a_run_that_diverged_is_the_worst(tmp_path) -> None:
     config = replace(SMALL, precision="fp32", patience=1)
     found = sweep(config, [0.1, 1e39], [5], out=tmp_path / "a", progress=False)

@@ -147,6 +147,12 @@ def test_the_lab_shows_the_chosen_coefficients_and_the_samples_of_the_step(runs:
     np.testing.assert_allclose(line.get_ydata(), [0.05, 0.15], err_msg="mean of two seeds")
 
 
+def test_the_lab_takes_a_single_run_too(runs: Path) -> None:
+    lab = ConstraintLab(runs / "b" / "dynamic-3-100")
+    assert {coef for _, coef in lab.chosen()} == {3.0}
+    assert "3 at 20" in text(lab.view.value)
+
+
 def test_the_lab_survives_any_order_of_moves(runs: Path) -> None:
     lab = ConstraintLab(runs)
     (left, beta), (right, lam) = lab.sides

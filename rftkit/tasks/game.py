@@ -120,7 +120,7 @@ class Game(Task):
 
     def flood(self, prompt: Prompt, text: str, rng: random.Random) -> str:
         """Detours in `text`, or to and fro until the tokens run out, or one move over and over."""
-        words = text.split()
+        words = loop_free(text.split()) or [rng.choice(MOVES)]  # a clean walk as it is
         while True:
             kind = rng.choices((_detours, _to_and_fro, _march, _foreign), (4, 4, 1, 1))[0]
             draft = " ".join(kind(words, rng)[: self.max_new_tokens])

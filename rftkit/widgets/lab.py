@@ -63,7 +63,7 @@ def find_sweeps(root: Path | str) -> list[Sweep]:
         run = RunFolder(path.parent)
         metrics = run.metrics()
         if metrics and run.samples():
-            config, name = run.config(), path.parent.parent.relative_to(root).as_posix()
+            config, name = run.config(), path.parent.relative_to(root).parent.as_posix()
             runs = found.setdefault((name, config.task, config.constraint), {})
             runs.setdefault(metrics[0]["coef"], []).append(run)
     if not found:
