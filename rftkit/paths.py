@@ -47,5 +47,8 @@ def learned_tasks(model: str) -> frozenset[str] | None:
         return None
     try:
         return frozenset(json.loads(recipe.read_text(encoding="utf-8"))["tasks"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{recipe}: is broken; pretrain or copy the model again") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{recipe}: is broken ({cause}); pretrain or copy the model again"
+        ) from None

@@ -134,9 +134,11 @@ def test_a_broken_model_is_named_in_one_line(tmp_path: Path, what: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_broken_recipe_is_named(tmp_path: Path) -> None:
-    (tmp_path / "pretrain.json").write_text("{")
-    with pytest.raises(UserError, match=r"pretrain\.json: is broken; pretrain or copy"):
+@pytest.mark.parametrize(("recipe", "cause"), [("{", "JSONDecodeError: "), ("{}", "KeyError: ")])
+def test_a_broken_recipe_is_named(tmp_path: Path, recipe: str, cause: str) -> None:
+    (tmp_path / "pretrain.json").write_text(recipe)
+    told = rf"pretrain\.json: is broken \({cause}.+\); pretrain or copy"
+    with pytest.raises(UserError, match=told):
         learned_tasks(str(tmp_path))
 
 

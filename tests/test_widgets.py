@@ -149,7 +149,7 @@ def test_the_lab_shows_the_chosen_coefficients_and_the_samples_of_the_step(runs:
 
 def test_the_lab_takes_a_single_run_too(runs: Path) -> None:
     lab = ConstraintLab(runs / "b" / "dynamic-3-100")
-    assert {coef for _, coef in lab.chosen()} == {3.0}
+    assert [(sweep.name, coef) for sweep, coef in lab.chosen()] == [("dynamic-3-100", 3.0)]
     assert "3 at 20" in text(lab.view.value)
 
 

@@ -56,14 +56,15 @@ class Sweep:
 def find_sweeps(root: Path | str) -> list[Sweep]:
     """The sweeps under `root`: each folder of runs, split by constraint. Empty runs are left out.
 
-    Raises UserError where there is none.
+    A `root` that is a run itself is one sweep. Raises UserError where there is none.
     """
     found: dict[tuple[str, str, str], dict[float, list[RunFolder]]] = {}
     for path in sorted(Path(root).rglob("config.json")):
         run = RunFolder(path.parent)
         metrics = run.metrics()
         if metrics and run.samples():
-            config, name = run.config(), path.parent.relative_to(root).parent.as_posix()
+            config, inside = run.config(), path.parent.relative_to(root)
+            name = inside.parent.as_posix() if inside.parts else path.parent.resolve().name
             runs = found.setdefault((name, config.task, config.constraint), {})
             runs.setdefault(metrics[0]["coef"], []).append(run)
     if not found:
