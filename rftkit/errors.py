@@ -14,6 +14,12 @@ class UserError(Exception):
         return one_line(super().__str__())
 
 
+def reason(error: Exception) -> str:
+    """The first line of it: a user's mistake in its own words, anything else with its kind."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+
+
 class DivergedError(UserError):
     """A run whose settings broke it, after steps enough to be sure: a result, if a sad one."""
 

@@ -20,6 +20,7 @@ from rftkit.chat import encode_chat, encode_text
 from rftkit.config import PRESETS, RunConfig
 from rftkit.decoding import PART_TOKENS
 from rftkit.errors import UserError
+from rftkit.faults import own_precision
 from rftkit.hub import locate
 from rftkit.instruct import EXAMPLES, RULES
 from rftkit.models import compute_dtype, native
@@ -165,7 +166,7 @@ def predict(
     rules: tokens that an instruct model reads before it refines. refiner: the shape of
     `refiner_model`; None = the policy's.
     """
-    size = compute_dtype(config.precision, torch.device(device)).itemsize  # bytes of a number
+    size = _size(config.precision, device)
     work = _work(config, prompts, device, rules)
     adapter = config.lora_rank * sum(i + o for i, o in shape.matrices)  # A [r, in], B [out, r]
     kept, redone = _activations(shape, size, work, config)
@@ -179,8 +180,8 @@ def predict(
         "logits": update_logits,
         "dense_copy": shape.weights * size if config.sampler == "dense" else 0,
     }
-    if config.refiner_model or config.refiner_noise:
-        parts["refiner"] = _refiner_base(refiner or shape, size, config)
+    if own := own_precision(config):
+        parts["refiner"] = _base(refiner or shape, _size(own, device), own)
     held = sum(parts.get(p, 0.0) for p in HELD)
     parts["kv_cache"] = sampled = _cache(shape, size, work.sampled * work.length)
     reading = _cache(shape, size, work.read * work.prompt) + _reading(shape, size, work, config)
@@ -203,6 +204,11 @@ def predict(
 # Each part, in bytes
 
 
+def _size(precision: str, device: str) -> int:
+    """Of a number that is computed with."""
+    return compute_dtype(precision, torch.device(device)).itemsize
+
+
 def _base(shape: Shape, size: int, precision: str) -> float:
     """NF4: half a byte a weight; a scale of 1 byte a block of 64, which has a 4-byte scale of its
     own a block of 256. Embeddings, norms and biases stay at `size` bytes a number.
@@ -212,13 +218,6 @@ def _base(shape: Shape, size: int, precision: str) -> float:
     blocks = shape.weights / 64
     scales = blocks + FP32 * blocks / 256 + len(shape.matrices) * NF4_CONSTANTS
     return shape.weights / 2 + scales + shape.other * size
-
-
-def _refiner_base(shape: Shape, size: int, config: RunConfig) -> float:
-    """A refiner with weights of its own has a base of its own, in fp32 where they are disturbed."""
-    if config.refiner_noise:
-        return _base(shape, FP32, "fp32")
-    return _base(shape, size, config.precision)
 
 
 def _cache(shape: Shape, size: int, tokens: int) -> float:

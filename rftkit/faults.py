@@ -58,9 +58,8 @@ def make_refiner(policy: Policy, config: RunConfig, name: str) -> OnlineRefiner:
         if config.refiner_model or config.refiner_noise or config.refiner_cuts:
             raise UserError("refiner: your own excludes the other refiner settings; leave them out")
         return OwnRefiner(policy, config.refiner, config.max_new_tokens)
-    model = policy
-    if config.refiner_model or config.refiner_noise:
-        model = _other(policy, config)
+    precision = own_precision(config)
+    model = _other(policy, config, precision) if precision else policy
     settings = model, config.max_new_tokens, config.edit_limit
     if not config.refiner_cuts:
         return REFINERS[name](*settings)
@@ -69,9 +68,17 @@ def make_refiner(policy: Policy, config: RunConfig, name: str) -> OnlineRefiner:
     return BiasedRefiner(*settings, config.refiner_cuts)
 
 
-def _other(policy: Policy, config: RunConfig) -> Policy:
-    # In single precision where weights are disturbed: the noise would be lost in 4 bits.
-    precision = "fp32" if config.refiner_noise else config.precision
+def own_precision(config: RunConfig) -> str:
+    """Of a refiner's own base; "" where the policy's is used.
+
+    Single precision where weights are disturbed: the noise would be lost in 4 bits.
+    """
+    if config.refiner_noise:
+        return "fp32"
+    return config.precision if config.refiner_model else ""
+
+
+def _other(policy: Policy, config: RunConfig, precision: str) -> Policy:
     other = load_policy(config.refiner_model or config.model, precision, str(policy.device.type))
     if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise UserError(

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from rftkit.chat import encode_chat, encode_text
 from rftkit.config import check_choice
-from rftkit.errors import UserError
+from rftkit.errors import UserError, reason
 from rftkit.hub import locate
 from rftkit.paths import embedded, learned_tasks
 from rftkit.state import reading
@@ -259,10 +259,9 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a broken file makes of transformers, which checks none
-        first = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
-            f"model: {model!r} cannot be loaded ({type(error).__name__}: {first}); fetch or save "
-            "it again, or choose another --model"
+            f"model: {model!r} cannot be loaded ({reason(error)}); fetch or save it again, or "
+            "choose another --model"
         ) from None
     if tokenizer.eos_token_id is None:
         raise UserError(

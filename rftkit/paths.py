@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from rftkit.errors import UserError
+from rftkit.errors import UserError, reason
 
 _PACKAGE = Path(__file__).resolve().parent
 # Its own first: beside an installed package, a folder of this name is another one's.
@@ -48,7 +48,6 @@ def learned_tasks(model: str) -> frozenset[str] | None:
     try:
         return frozenset(json.loads(recipe.read_text(encoding="utf-8"))["tasks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        cause = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{recipe}: is broken ({cause}); pretrain or copy the model again"
+            f"{recipe}: is broken ({reason(error)}); pretrain or copy the model again"
         ) from None

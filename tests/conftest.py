@@ -2,9 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from recorded import Study
 
 # Set before any test module imports torch, transformers or matplotlib.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +20,22 @@ if os.environ.get("RFTKIT_TESTS") != "gpu":
 
 settings.register_profile("rftkit", deadline=None, derandomize=True)
 settings.load_profile("rftkit")
+
+
+@pytest.fixture
+def study() -> "Study":
+    """The recorded study."""
+    from recorded import recorded  # it imports torch
+
+    return recorded()
+
+
+@pytest.fixture
+def page() -> str:
+    """The words of docs/results.md on one line."""
+    from recorded import words
+
+    return words()
 
 
 @pytest.fixture(autouse=True)

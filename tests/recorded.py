@@ -10,6 +10,8 @@ from rftkit.study.command import RECORDS
 from rftkit.study.plan import PROTOCOL
 from rftkit.study.records import RecordFiles, sha256
 
+OUTCOME = ("gold_reward", "degenerate")
+
 
 class Study:
     """The records, read by task, method or variation, and stage."""
@@ -36,6 +38,10 @@ class Study:
 
     def ended(self, task: str, name: str, stage: str = "result", key: str = "gold_reward") -> float:
         return mean(self.each(task, name, stage, key))
+
+    def outcome(self, task: str, name: str) -> tuple[float, ...]:
+        """Gold reward and degenerate share at the end, as tuned."""
+        return tuple(self.ended(task, name, key=key) for key in OUTCOME)
 
 
 @cache

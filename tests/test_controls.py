@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from recorded import Study, recorded, words
+from recorded import OUTCOME, Study
 
 from rftkit.metrics import mean
 from rftkit.refiner import REFINERS
@@ -12,27 +12,12 @@ from rftkit.study.command import RECORDS
 from rftkit.study.methods import LAMBDAS, LRS
 from rftkit.study.plan import PROTOCOL
 
-TASKS = PROTOCOL.tasks
-
-
-@pytest.fixture
-def study() -> Study:
-    return recorded()
-
-
-@pytest.fixture
-def page() -> str:
-    return words()
-
 
 def test_what_isolates_the_idea(study: Study, page: str) -> None:
-    def told(name: str) -> tuple[float, float]:
-        return tuple(study.ended("game", name, key=k) for k in ("gold_reward", "degenerate"))
-
-    (same, bad), (none, _) = told("identity"), told("none")
+    (same, bad), (none, _) = study.outcome("game", "identity"), study.outcome("game", "none")
     assert same == pytest.approx(none, abs=0.01)
     assert f"is no constraint on the game: {same:.2f}, and {bad:.0%} degenerate." in page
-    (random, bad), (own, _) = told("random-edit"), told("dynamic")
+    (random, bad), (own, _) = study.outcome("game", "random-edit"), study.outcome("game", "dynamic")
     assert random == pytest.approx(own, abs=0.01)
     assert f"game **as good as the refiner**: {random:.2f}, and {bad:.1%} degenerate." in page
     changed = runs(study.records, "game/dynamic-changed/result")
@@ -67,9 +52,8 @@ def test_identity_slows_dialogue_down(study: Study, page: str) -> None:
     largest = max(LAMBDAS)
     rows = study.rows("dialogue", "identity")
     assert {(r["config"]["coef"], r["config"]["lr"]) for r in rows} == {(largest, min(LRS))}
-    keys = ("gold_reward", "degenerate")
-    gold, bad = (study.ended("dialogue", "identity", key=key) for key in keys)
-    start, flawed = (mean([r["curve"][key][0] for r in rows]) for key in keys)
+    gold, bad = study.outcome("dialogue", "identity")
+    start, flawed = (mean([r["curve"][key][0] for r in rows]) for key in OUTCOME)
     assert f"{largest:g}, at the smaller learning rate: {gold:.2f}, and {bad:.0%} degen" in page
     assert gold == pytest.approx(start, abs=0.1)
     assert bad > flawed
@@ -84,19 +68,14 @@ def test_identity_slows_dialogue_down(study: Study, page: str) -> None:
 
 
 def test_fresh_is_a_kl(study: Study, page: str) -> None:
-    keys = ("gold_reward", "degenerate", "kl")
     for task in ("dialogue", "game"):
-        told = {}
-        for name in ("fresh", "kl-k3-loss"):
-            gold, bad = (study.ended(task, name, key=key) for key in keys[:2])
-            told[name] = (f"{gold:.2f}", f"{bad:.0%}")
-        fresh, k3 = told.values()
-        found = f"on {'the ' * (task == 'game')}{task} {fresh[0]}, with {fresh[1]}"
-        assert f"{found}{' degenerate' * (task == 'game')} (k3: {k3[0]}, {k3[1]})" in page
-        assert float(fresh[0]) == pytest.approx(float(k3[0]), abs=0.05)  # "near that one"
+        (fresh, bad), (k3, bad_k3) = (study.outcome(task, n) for n in ("fresh", "kl-k3-loss"))
+        found = f"on {'the ' * (task == 'game')}{task} {fresh:.2f}, with {bad:.0%}"
+        assert f"{found}{' degenerate' * (task == 'game')} (k3: {k3:.2f}, {bad_k3:.0%})" in page
+        assert fresh == pytest.approx(k3, abs=0.05)  # "near that one"
     rows = study.rows("dialogue", "fresh")
-    gold, bad, kl = (study.ended("dialogue", "fresh", key=key) for key in keys)
-    start, flawed = (mean([r["curve"][key][0] for r in rows]) for key in keys[:2])
+    (gold, bad), kl = study.outcome("dialogue", "fresh"), study.ended("dialogue", "fresh", key="kl")
+    start, flawed = (mean([r["curve"][key][0] for r in rows]) for key in OUTCOME)
     assert f"keeps the policy where it began, at a KL of {kl:.1f}." in page
     assert (gold, bad) == (pytest.approx(start, abs=0.1), pytest.approx(flawed, abs=0.05))
     (coef,) = {r["config"]["coef"] for r in rows}
@@ -111,15 +90,13 @@ def test_fresh_is_a_kl(study: Study, page: str) -> None:
 def test_changed_only_is_behind_on_dialogue_and_code_too(study: Study, page: str) -> None:
     kl = PROTOCOL.best_kl("dialogue", study.records)
     assert kl
-    gold, bad = (
-        study.ended("dialogue", "dynamic-changed", key=k) for k in ("gold_reward", "degenerate")
-    )
+    gold, bad = study.outcome("dialogue", "dynamic-changed")
     above = gold - study.ended("dialogue", kl)
     below = study.ended("dialogue", "dynamic") - gold
     assert f"On dialogue: {gold:.2f}, with {bad:.1%} degenerate; that is {above:.2f} above" in page
     assert f"the best KL, and {below:.2f} below the dynamic constraint." in page
     golds = study.each("code", "dynamic-changed")
-    gold, bad = mean(golds), study.ended("code", "dynamic-changed", key="degenerate")
+    gold, bad = study.outcome("code", "dynamic-changed")
     assert f"On code: {gold:.2f}, with {bad:.1%} degenerate, below the best KL as well" in page
     kl = PROTOCOL.best_kl("code", study.records)
     assert kl

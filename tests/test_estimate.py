@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from small import instruct_folder, model_folder
+from small import instruct_folder, model_folder, orders
 from transformers import LlamaConfig, Qwen2Config
 
 from rftkit import RunConfig, Trainer, UserError, load_policy
@@ -12,7 +12,6 @@ from rftkit.cli import main
 from rftkit.estimate import NF4_CONSTANTS, UNKNOWN_PROMPT, estimate
 from rftkit.memory import tensor_peak_gb
 from rftkit.shape import read_shape
-from rftkit.tasks import load_task
 
 PARTS = {"base", "adapter", "optimiser", "activations", "kv_cache", "logits", "dense_copy"}
 
@@ -26,10 +25,7 @@ def config(**settings) -> RunConfig:
 @pytest.fixture(scope="module")
 def few(tmp_path_factory) -> str:
     """Ten orders, two of them held out, so that the steps take more than their evaluation."""
-    rows = [json.dumps(p.row()) for p in load_task("dialogue").prompts("train")[:10]]
-    path = tmp_path_factory.mktemp("data") / "orders.jsonl"
-    path.write_text("\n".join(rows))
-    return str(path)
+    return orders(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 import torch
 from accelerate import tracking
 from peft import PeftModel
-from small import instruct_folder
+from small import instruct_folder, orders
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rftkit import RunConfig, Trainer, UserError, load_policy, load_task
+from rftkit import RunConfig, Trainer, UserError, load_policy
 from rftkit.cli import main
 from rftkit.refiner import Refinement
 from rftkit.rollout import DenseCopy
@@ -51,10 +51,8 @@ class Notebook(tracking.GeneralTracker):
 def run(tmp_path_factory) -> Path:
     """One step of training in 4 bits on a made-up instruct model, activations recomputed."""
     folder = tmp_path_factory.mktemp("run")
-    rows = [json.dumps(p.row()) for p in load_task("dialogue").prompts("train")[:10]]
-    (folder / "orders.jsonl").write_text("\n".join(rows))
     config = RunConfig(
-        model=instruct_folder(), data=str(folder / "orders.jsonl"), steps=1, prompts=2, group=2,
+        model=instruct_folder(), data=orders(folder), steps=1, prompts=2, group=2,
         max_new_tokens=6, lr=0.05, warmup=1, samples=1, trackers="notebook", device="cpu",
         checkpointing=True,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import instruct_folder
+from small import instruct_folder, orders
 
 from rftkit import OnlineRefiner, RunConfig, UserError, load_policy, load_task
 from rftkit.cli import _config, _parser, main
@@ -197,11 +197,9 @@ def test_compare_trains_an_instruct_model_in_four_bits(tmp_path, capsys) -> None
     base = load_policy(instruct_folder(), device="cpu")
     assert base.precision == "nf4"
     assert any("4bit" in type(m).__name__ for m in base.model.modules())
-    orders = [json.dumps(p.row()) for p in load_task("dialogue").prompts("train")[:6]]
-    (tmp_path / "orders.jsonl").write_text("\n".join(orders))
     arguments = (
         f"compare --model {instruct_folder()} --task dialogue --out {tmp_path} --steps 2 --json "
-        f"--data {tmp_path}/orders.jsonl --workers 1 --prompts 2 "
+        f"--data {orders(tmp_path, 6)} --workers 1 --prompts 2 "
         "--group 2 --max-new-tokens 8 --device cpu"
     )
     assert main(arguments.split()) == 0

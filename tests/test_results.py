@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from recorded import Study, recorded, words
+from recorded import Study
 
 from rftkit.constraints import TUNED
 from rftkit.metrics import bootstrap_ci, mean
@@ -19,16 +19,6 @@ from rftkit.study.plan import PROTOCOL
 from rftkit.tasks import load_task
 
 TASKS = PROTOCOL.tasks
-
-
-@pytest.fixture
-def study() -> Study:
-    return recorded()
-
-
-@pytest.fixture
-def page() -> str:
-    return words()
 
 
 def test_the_table_of_the_tasks_is_made_from_the_records(study: Study) -> None:

@@ -18,7 +18,7 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from rftkit.config import CONSTRAINTS, RunConfig
-from rftkit.errors import UserError
+from rftkit.errors import UserError, reason
 from rftkit.paths import DATA
 from rftkit.plots import COLOURS, STYLES
 from rftkit.runs import RunFolder
@@ -31,7 +31,6 @@ from rftkit.widgets.parts import (
     draw,
     dropdown,
     escape,
-    one_line,
     panels,
     row,
     tidy,
@@ -105,7 +104,7 @@ class Session:
         try:
             self._enter(self._train())
         except Exception as error:  # the thread has no other way to tell
-            self.error = one_line(error)
+            self.error = reason(error)
             self._enter("failed")
 
     def _train(self) -> str:

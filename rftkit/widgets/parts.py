@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rftkit.diff import visible
-from rftkit.errors import UserError
+from rftkit.errors import reason
 from rftkit.plots import LABELS
 
 # The first figure made through pyplot tells the notebook how to show any figure.
@@ -63,7 +63,7 @@ class Explorer(widgets.VBox):
             action()
             self.say("")
         except Exception as error:  # a traceback would end in a log that nobody reads
-            self.say(one_line(error))
+            self.say(reason(error))
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -84,12 +84,6 @@ class Explorer(widgets.VBox):
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str] | None:
         bundle = super()._repr_mimebundle_(**kwargs)
         return bundle and {**bundle, "text/html": self.view.value}
-
-
-def one_line(error: Exception) -> str:
-    """A user's mistake in its own words; anything else with its kind."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
 
 
 def escape(text: str) -> str:
