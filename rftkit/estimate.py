@@ -21,7 +21,7 @@ from rftkit.config import PRESETS, RunConfig
 from rftkit.decoding import PART_TOKENS
 from rftkit.errors import UserError
 from rftkit.faults import own_precision
-from rftkit.hub import locate
+from rftkit.hub import loading, locate
 from rftkit.instruct import EXAMPLES, RULES
 from rftkit.models import compute_dtype, native
 from rftkit.rollout import rows_at_once
@@ -338,9 +338,8 @@ def _response(config: RunConfig) -> int:
 
 
 def _rules(model: str) -> int:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(model))
-    except (OSError, ValueError):
+    tokenizer = _tokenizer(model)
+    if tokenizer is None:
         return UNKNOWN_RULES
     texts = [RULES, *(text for example in EXAMPLES for text in example)]
     return 0 if native(tokenizer) else sum(len(encode_text(tokenizer, text)) for text in texts)
@@ -349,19 +348,24 @@ def _rules(model: str) -> int:
 def _prompts(config: RunConfig, prompt_tokens: int) -> Prompts:
     task = task_of(config)
     heldout = len(task.prompts("heldout"))
-    unknown = Prompts(UNKNOWN_PROMPT, UNKNOWN_PROMPT, heldout)
     if prompt_tokens:
         return Prompts(prompt_tokens, prompt_tokens, heldout)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(config.model))
-    except (OSError, ValueError):  # none there
-        return unknown
-    if not tokenizer.chat_template:
-        return unknown
+    tokenizer = _tokenizer(config.model)
+    if tokenizer is None or not tokenizer.chat_template:
+        return Prompts(UNKNOWN_PROMPT, UNKNOWN_PROMPT, heldout)
     told = "" if native(tokenizer) else task.instruction
     found = instructed(task.prompts("train"), told)
     lengths = [len(encode_chat(tokenizer, p.messages)) for p in found]
     return Prompts(min(lengths), max(lengths), heldout)
+
+
+def _tokenizer(model: str) -> Any:
+    """None where there is none: a config.json alone will do."""
+    with loading(model):
+        try:
+            return AutoTokenizer.from_pretrained(locate(model))
+        except (OSError, ValueError):
+            return None
 
 
 def _fit(

@@ -5,13 +5,16 @@ A name is looked up once and quickly, for transformers would try each file of it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
+import torch
 from huggingface_hub import model_info, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.errors import RepositoryNotFoundError as NotFound
 
-from rftkit.errors import UserError
+from rftkit.errors import UserError, reason
 from rftkit.paths import exists, model_source
 
 SECONDS = 10.0  # for the hub to answer
@@ -25,6 +28,23 @@ def locate(model: str) -> str:
     """
     source = model_source(model)
     return source if exists(source) else _on_hub(model)
+
+
+@contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Inside, whatever a broken file makes of transformers, which checks none, is a UserError.
+
+    Faults of the machine stay what they are.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"model: {model!r} cannot be loaded ({reason(error)}); fetch or save it again, or "
+            "choose another --model"
+        ) from None
 
 
 @cache

@@ -21,8 +21,8 @@ from transformers.utils import logging as transformers_logging
 
 from rftkit.chat import encode_chat, encode_text
 from rftkit.config import check_choice
-from rftkit.errors import UserError, reason
-from rftkit.hub import locate
+from rftkit.errors import UserError
+from rftkit.hub import loading, locate
 from rftkit.paths import embedded, learned_tasks
 from rftkit.state import reading
 
@@ -247,7 +247,7 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
     options: dict[str, Any] = {"dtype": dtype}
     if precision == "nf4":
         options["device_map"] = {"": device}
-    try:
+    with loading(model):
         stored = getattr(AutoConfig.from_pretrained(path), "quantization_config", None)
         if stored and precision != "nf4":
             raise UserError(f"model: {model!r} is stored in 4 bits; use it with --precision nf4")
@@ -256,13 +256,6 @@ def _load_base(model: str, precision: str, device: torch.device) -> tuple[Any, A
         with _quiet() if _loads_in_a_blink(path) else nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(path)
             base: Any = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever a broken file makes of transformers, which checks none
-        raise UserError(
-            f"model: {model!r} cannot be loaded ({reason(error)}); fetch or save it again, or "
-            "choose another --model"
-        ) from None
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"model: the tokenizer of {model!r} has no EOS token; set one, or take another"

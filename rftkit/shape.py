@@ -9,7 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rftkit.errors import UserError
+from rftkit.errors import UserError, reason
 from rftkit.hub import locate
 
 
@@ -47,9 +47,13 @@ def read_shape(model: str) -> Shape:
     """
     try:
         return shape_of(AutoConfig.from_pretrained(locate(model)))
-    except (OSError, ValueError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"model: {model!r} has no usable config.json ({first})") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a broken file makes of transformers, which checks none
+        raise UserError(
+            f"model: {model!r} has no usable config.json ({reason(error)}); fetch or save it "
+            "again, or choose another --model"
+        ) from None
 
 
 def shape_of(settings: Any) -> Shape:

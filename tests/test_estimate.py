@@ -1,6 +1,7 @@
 """`rftkit estimate`: predictions against measured peaks, and what is made of them."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -193,6 +194,23 @@ def test_a_mistake_gets_one_line_and_status_2(arguments: list[str], named: str, 
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert named in captured.err
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", '{"model_type": "llama", "num_attention_heads": 0}'),
+        ("config.json", '{"model_type": "llama", "hidden_size": "many"}'),
+        ("tokenizer.json", "{}"),
+    ],
+)
+def test_a_broken_model_is_named_in_one_line(tmp_path, file: str, text: str) -> None:
+    folder = shutil.copytree(model_folder(), tmp_path / "model")
+    (folder / file).write_text(text)
+    with pytest.raises(UserError, match=r"fetch or save it again, or choose another") as error:
+        estimate(RunConfig(model=str(folder)))
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_model_that_is_no_decoder_is_refused(tmp_path) -> None:

@@ -134,6 +134,20 @@ def test_a_broken_model_is_named_in_one_line(tmp_path: Path, what: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "fault", [torch.OutOfMemoryError, torch.AcceleratorError, KeyboardInterrupt]
+)
+def test_a_fault_of_the_machine_is_no_broken_model(monkeypatch, fault: type[BaseException]) -> None:
+    """Nor is Ctrl-C: who fetched the model again for either would have lost an hour."""
+
+    def fail(*args: object, **settings: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(fault):
+        load_policy(model_folder(), "fp32", "cpu")
+
+
 @pytest.mark.parametrize(("recipe", "cause"), [("{", "JSONDecodeError: "), ("{}", "KeyError: ")])
 def test_a_broken_recipe_is_named(tmp_path: Path, recipe: str, cause: str) -> None:
     (tmp_path / "pretrain.json").write_text(recipe)
