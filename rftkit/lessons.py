@@ -28,6 +28,7 @@ CELL_SECONDS = 120
 _BOX = re.compile(r"(<!-- measured -->).*?(<!-- end -->)", re.DOTALL)
 _COLAB = re.compile(r"\n>\n> \*\*On Colab:\*\* .*")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+_KEPT = ("tags", "alt", "jupyter")  # of a cell; the last one folds it
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -82,9 +83,8 @@ def tidy(notebook: NotebookNode) -> None:
                 output["data"].pop(_WIDGET, None)
         if "outputs" in cell:  # what is left are progress bars
             cell.outputs = [o for o in cell.outputs if _WIDGET not in o.get("data", {})]
-        cell.metadata = nbformat.from_dict(
-            {key: value for key, value in cell.metadata.items() if key in ("tags", "alt")}
-        )
+        kept = {key: cell.metadata[key] for key in _KEPT if key in cell.metadata}
+        cell.metadata = nbformat.from_dict(kept)
 
 
 def made_with(notebook: NotebookNode) -> str:

@@ -244,14 +244,15 @@ def test_a_notebook_is_run_in_its_folder_tidied_and_measured(tmp_path: Path) -> 
     path = tmp_path / "07_x.ipynb"
     (tmp_path / "near.txt").write_text("here")
     head = nbformat.v4.new_markdown_cell("# 07\n<!-- measured -->old<!-- end -->")
-    cell = nbformat.v4.new_code_cell("open('near.txt').read()", metadata={"trusted": True})
+    folded = {"jupyter": {"source_hidden": True}}
+    cell = nbformat.v4.new_code_cell("open('near.txt').read()", metadata={"trusted": True} | folded)
     notebook = nbformat.v4.new_notebook(cells=[head, cell], metadata={"widgets": {"x": 1}})
     nbformat.write(notebook, path)
     lessons.run(path)
     result = read(path)
     assert result.cells[1].outputs[0].data["text/plain"] == "'here'"
     assert "widgets" not in result.metadata
-    assert not result.cells[1].metadata
+    assert result.cells[1].metadata == folded
     assert re.search(r"-->\d+ s and [\d.]+ GB on .+<!--", result.cells[0].source)
     made_with = result.metadata["made_with"]
     assert made_with == lessons.made_with(result)
