@@ -77,7 +77,8 @@ def lab_figure(chosen: Sequence[tuple[Sweep, float]], step: int) -> Figure:
 
     Several seeds are their mean, and a band from lowest to highest.
     """
-    figure, axes = panels(2, 2, 11, 5.6)
+    figure, axes = panels(2, 2, 11, 5.8)
+    figure.subplots_adjust(bottom=0.14)  # for the legend
     for axis, (key, title) in zip(axes.flat, MEASURES, strict=True):
         for sweep, coef in chosen:
             for other, runs in sweep.runs.items():
@@ -91,7 +92,8 @@ def lab_figure(chosen: Sequence[tuple[Sweep, float]], step: int) -> Figure:
     gold.set_ylim(0, 1.05 * gold_max)
     degenerate.set_ylim(-0.03, 1.03)
     strength.set_ylim(0, 1)
-    task.legend(frameon=False, fontsize=9)
+    handles, labels = task.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -43,7 +43,7 @@ def toy_figure(
     highest = max(float(history.probs.max()) for history in histories.values())
     for axis, name in zip(bars, NAMES, strict=True):
         _bars(axis, scene, name, histories[name].probs[step], coefs)
-        axis.set_ylim(0, 1.05 * highest)
+        axis.set_ylim(0, 1.35 * highest)  # room for a legend above the bars
     bars[0].set_ylabel("probability")
     for axis, (title, lines) in zip(curves, _curves(scene, histories).items(), strict=True):
         for name, values in lines.items():
