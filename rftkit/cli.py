@@ -11,10 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rftkit.config import CONSTRAINTS, RunConfig
+from rftkit.config import CONSTRAINTS
 from rftkit.errors import UserError
 from rftkit.options import (
     add_setting,
@@ -27,6 +28,7 @@ from rftkit.options import (
     words,
 )
 from rftkit.options import config_of as _config
+from rftkit.output import Said, stdout_to_stderr
 from rftkit.runs import RunFolder
 from rftkit.visible import one_line
 
@@ -44,9 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # any text, on any terminal
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # any bytes
     arguments = _parser().parse_args(argv)
+    as_json = getattr(arguments, "json", False)
     try:
-        return int(arguments.run(arguments) or 0)
+        with stdout_to_stderr() if as_json else nullcontext():
+            ended = arguments.run(arguments)
+        if isinstance(ended, Said):
+            print(json.dumps(ended.found) if as_json else ended.text)
+            return ended.status
+        return int(ended or 0)
     except UserError as error:
         print(f"rftkit: {error}", file=sys.stderr)
         return 2
@@ -169,7 +179,7 @@ def _parser() -> _Parser:
     merge.add_argument("--out", type=Path, required=True, help="folder of the model")
     merge.add_argument("--four-bit", action="store_true", help="write NF4 instead of dense weights")
     for name in ("model", "precision"):
-        add_setting(merge, name, getattr(RunConfig, name))
+        add_setting(merge, name)
 
     chat = _command(
         commands, "chat", _chat, "compare policy, reference and refinement, side by side",
@@ -198,7 +208,7 @@ def _parser() -> _Parser:
     return parser
 
 
-def _compare(arguments: Arguments) -> None:
+def _compare(arguments: Arguments) -> Said:
     from rftkit.comparison import compare, table
 
     config = _config(arguments)
@@ -211,11 +221,8 @@ def _compare(arguments: Arguments) -> None:
         config=config,
         workers=arguments.workers,
     )
-    if arguments.json:
-        print(json.dumps(summary))
-    else:
-        print(table(summary))
-        print(f"figure: {out / 'curves.png'}   numbers: {out / 'summary.json'}")
+    files = f"figure: {out / 'curves.png'}   numbers: {out / 'summary.json'}"
+    return Said(summary, f"{table(summary)}\n{files}")
 
 
 def _train(arguments: Arguments) -> None:
@@ -233,12 +240,13 @@ def _train(arguments: Arguments) -> None:
         print(f"rftkit: {told}", file=sys.stderr)
     if arguments.resume:
         told = f"goes on at step {trainer.done} of {trainer.config.steps}"
+        told = told if goes_on else "held no run yet; a new one begins"
         print(f"rftkit: {arguments.out}: {told}", file=sys.stderr)
     trainer.train()
     print(f"run folder: {arguments.out}")
 
 
-def _sweep(arguments: Arguments) -> None:
+def _sweep(arguments: Arguments) -> Said:
     from rftkit.sweep import sweep, table
 
     found = sweep(
@@ -248,53 +256,47 @@ def _sweep(arguments: Arguments) -> None:
         out=arguments.out,
         workers=arguments.workers,
     )
-    print(json.dumps(found) if arguments.json else table(found))
+    return Said(found, table(found))
 
 
-def _refine(arguments: Arguments) -> None:
+def _refine(arguments: Arguments) -> Said:
     from rftkit.diff import to_ansi
     from rftkit.faults import make_refiner
     from rftkit.models import load_policy
     from rftkit.tasks import load_task
 
     config = _config(arguments)
+    if config.task == "own":
+        raise UserError("task: 'own' does not say how long a response may be; take dialogue")
     config.max_new_tokens = load_task(config.task).max_new_tokens
     policy = load_policy(config.model, config.precision, config.device)
     refiner = make_refiner(policy, config, "dynamic")
     result = refiner.refine([arguments.prompt], [arguments.response])[0]
-    if arguments.json:
-        print(json.dumps(result.to_dict()))
-    else:
-        print(to_ansi(result.diff))
-        print(f"changed: {result.changed}   edit ratio: {result.edit_ratio:.3f}")
     if result.fallback:
         print(f"refused: {result.fallback}; the response stays as it is", file=sys.stderr)
+    told = f"changed: {result.changed}   edit ratio: {result.edit_ratio:.3f}"
+    return Said(result.to_dict(), f"{to_ansi(result.diff)}\n{told}")
 
 
-def _doctor(arguments: Arguments) -> int:
+def _doctor(arguments: Arguments) -> Said:
     from rftkit.doctor import report, table
 
     found = report()
-    print(json.dumps(found) if arguments.json else table(found))
-    return 0 if found["ok"] else 1
+    return Said(found, table(found), status=0 if found["ok"] else 1)
 
 
-def _bench(arguments: Arguments) -> None:
+def _bench(arguments: Arguments) -> Said:
     from rftkit import bench, profiling
 
     config = _config(arguments)
     folder = arguments.profile
     profile = {"profile": profiling.profile_step(config, folder)} if folder is not None else {}
     found = bench.bench(config, arguments.peer or "", arguments.rounds) | profile
-    if arguments.json:
-        print(json.dumps(found))
-        return
-    print(bench.table(found))
-    if profile:
-        print("\n" + profiling.table(profile["profile"]))
+    tables = [bench.table(found)] + ([profiling.table(profile["profile"])] if profile else [])
+    return Said(found, "\n\n".join(tables))
 
 
-def _estimate(arguments: Arguments) -> None:
+def _estimate(arguments: Arguments) -> Said:
     from rftkit.estimate import estimate, table
     from rftkit.presets import DEFAULT_GB, gpu_gb
 
@@ -304,7 +306,7 @@ def _estimate(arguments: Arguments) -> None:
     found = estimate(
         _config(arguments), memory, arguments.prompt_tokens, given=given_settings(arguments)
     )
-    print(json.dumps(found) if arguments.json else table(found))
+    return Said(found, table(found))
 
 
 def _pretrain(arguments: Arguments) -> None:
@@ -325,11 +327,15 @@ def _merge(arguments: Arguments) -> None:
 
     if (arguments.folder is None) == (arguments.adapter is None):
         raise UserError("merge: give --run, or --adapter with its --model")
+    given = given_settings(arguments)
     if arguments.folder is not None:
+        if given:
+            raise UserError(f"merge: --run says itself which {', '.join(given)}; leave it out")
         merge_run(arguments.folder, arguments.out, arguments.four_bit)
     else:
-        settings = arguments.precision, arguments.four_bit
-        merge(arguments.model, arguments.adapter, arguments.out, *settings)
+        config = _config(arguments)
+        settings = config.precision, arguments.four_bit
+        merge(config.model, arguments.adapter, arguments.out, *settings)
     print(f"model: {arguments.out}   use it: rftkit compare --model {arguments.out}")
 
 

@@ -48,8 +48,8 @@ def compare(
 ) -> dict[str, Any]:
     """Train every constraint on every seed, write `out`, and return the summary.
 
-    config: settings of all runs; `task` and keyword `settings` (steps=…, model=…, any field of
-    RunConfig) change it. workers: runs at a time; 0 = one a core on a CPU, one on a GPU.
+    config: settings of all runs; `task` and keyword `settings` (steps=…, model=…, any other field
+    of RunConfig) change it. workers: runs at a time; 0 = one a core on a CPU, one on a GPU.
     Writes summary.json, curves.png and one run folder a constraint and seed. Finished runs in
     `out` are kept, unfinished ones resumed; with more `steps` all of them go on. Raises
     DivergedError that names the runs that diverged, when the others have ended.
@@ -60,7 +60,9 @@ def compare(
     def slowness(name: str) -> int:
         return _SLOW_FIRST.index(name) if name in _SLOW_FIRST else -1
 
-    out = Path(out)
+    if taken := {"seed", "constraint"} & settings.keys():
+        raise UserError(f"compare: {' and '.join(sorted(taken))} go by seeds=… and constraints=…")
+    out, seeds, constraints = Path(out), list(seeds), list(constraints)
     config = config or RunConfig()
     base = replace(config, task=task or config.task, **settings)
     if not constraints or not seeds:
@@ -89,7 +91,8 @@ def compare(
     runs = {
         name: [RunFolder(folders[name, seed]) for seed in dict.fromkeys(seeds)] for name in order
     }
-    summary = summarise(base.task, gold_max, base.steps, list(dict.fromkeys(seeds)), runs)
+    whole = list(dict.fromkeys(c.seed for c in configs))
+    summary = summarise(base.task, gold_max, base.steps, whole, runs)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     save(out / "curves.png", curves(runs, base.task, gold_max))
     return summary

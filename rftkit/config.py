@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from rftkit.errors import UserError
@@ -123,16 +124,21 @@ class RunConfig:
             value = getattr(self, name)
             if kind in (str, bool) and not isinstance(value, kind):
                 raise UserError(f"{name}: {value!r} must be {_NAMES[kind]}")
-            if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-                raise UserError(f"{name}: {value!r} must be a whole number")
+            if kind is int:
+                if isinstance(value, bool) or not isinstance(value, Integral):
+                    raise UserError(f"{name}: {value!r} must be a whole number")
+                setattr(self, name, int(value))
         for name, lowest in _LOWEST.items():
             value, highest = getattr(self, name), _HIGHEST.get(name, math.inf)
             if value is None and name == "coef":
                 continue
-            if not isinstance(value, (int, float)) or not lowest <= value < math.inf:
+            number = isinstance(value, Real)
+            if not number or not lowest <= value < math.inf:
                 raise UserError(f"{name}: {value!r} must be a number of at least {lowest}")
             if value > highest:
                 raise UserError(f"{name}: {value!r} must be at most {highest}")
+            if type(value) not in (int, float):
+                setattr(self, name, float(value))  # numpy's are no JSON
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

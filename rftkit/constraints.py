@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from rftkit.config import CONSTRAINTS, RunConfig
+from rftkit.errors import UserError
 from rftkit.faults import make_refiner
 from rftkit.instruct import FALLBACKS
 from rftkit.models import Policy
@@ -134,6 +135,8 @@ class KLConstraint(NoConstraint):
         kind, _, self.place = config.kl_form.partition("-")
         self.estimator = next(f for name, f in KL_ESTIMATORS.items() if name == kind)
         self._reference: dict[str, torch.Tensor] | None = None  # an adapter; None = no adapter
+        if config.kl_target and not self.coef:
+            raise UserError("coef: 0 stays 0 under kl_target, which multiplies it; start above 0")
 
     def _tuned(self) -> dict[str, float]:
         return TUNED.get(self.config.kl_form, TUNED["kl"])
@@ -276,6 +279,8 @@ def unused_settings(given: Iterable[str], constraint: NoConstraint) -> list[str]
         unused = of_sft
     elif isinstance(constraint, DynamicConstraint):
         unused = of_kl
+        if constraint.refiner_name == "identity":
+            unused = of_kl | {"refiner_model", "refiner_noise", "edit_limit"}
     else:
         unused = of_kl | of_sft | {"coef"} if type(constraint) is NoConstraint else set()
     return [name for name in given if name in unused]

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from rftkit.errors import BadStepError
 from rftkit.rollout import check_fits, generate, left_pad, max_positions
 from rftkit.scoring import micro_batches
 
@@ -189,7 +190,10 @@ class _Batch:
         windows = [row.window(width) for row in self.rows]
         feeds = [row.pending + window for row, window in zip(self.rows, windows, strict=True)]
         # 1 more, for the last pending token predicts the first of the window.
-        greedy = self.feed(feeds, 1 + max(map(len, windows))).argmax(-1).tolist()
+        highest, tokens = self.feed(feeds, 1 + max(map(len, windows))).max(-1)
+        if not highest.isfinite().all():  # else the first token would be taken, again and again
+            raise BadStepError("refiner's logits not finite", "take another refiner, or less noise")
+        greedy = tokens.tolist()
         rejected = [
             row.accept(window, line[-1 - len(window) :])
             for row, window, line in zip(self.rows, windows, greedy, strict=True)

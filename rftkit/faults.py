@@ -58,7 +58,7 @@ def make_refiner(policy: Policy, config: RunConfig, name: str) -> OnlineRefiner:
         if config.refiner_model or config.refiner_noise or config.refiner_cuts:
             raise UserError("refiner: your own excludes the other refiner settings; leave them out")
         return OwnRefiner(policy, config.refiner, config.max_new_tokens)
-    precision = own_precision(config)
+    precision = own_precision(config) if name != "identity" else ""
     model = _other(policy, config, precision) if precision else policy
     settings = model, config.max_new_tokens, config.edit_limit
     if not config.refiner_cuts:

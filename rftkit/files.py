@@ -60,7 +60,7 @@ def append_line(path: Path, line: str) -> None:
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a new folder, then swap it in for `folder`."""
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    new, old = _beside(folder, "new"), _beside(folder, "old")
     with writing(folder):
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -82,8 +82,12 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
 
 def find_folder(folder: Path) -> Path | None:
     """`folder`, or its predecessor if a crash fell between the two renames, or None."""
-    old = folder.with_name(folder.name + ".old")
-    return next((path for path in (folder, old) if path.exists()), None)
+    return next((path for path in (folder, _beside(folder, "old")) if path.exists()), None)
+
+
+def _beside(folder: Path, kind: str) -> Path:
+    """A hidden sibling of ours: a user's own backup may well be called `folder`.old."""
+    return folder.with_name(f".{folder.name}.rftkit-{kind}")
 
 
 def _flush(path: Path) -> None:

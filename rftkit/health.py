@@ -121,16 +121,24 @@ def check_weights(config: RunConfig, parameters: Sequence[torch.Tensor]) -> None
 def check_refined(refined: Sequence[str]) -> None:
     """Raise BadStepError where the refiner returned nothing: its SFT loss would teach silence."""
     if refined and not any(text.strip() for text in refined):
-        raise BadStepError("every refined response is empty", "try another model as refiner")
+        raise BadStepError("every refined response is empty", "mend the refiner, or take another")
 
 
-def idle_reason(config: RunConfig, zero_variance: float, finished: Sequence[bool]) -> str:
-    """Why the policy gradient of a step teaches little, with the setting to change; else ""."""
+def idle_reason(
+    config: RunConfig, zero_variance: float, finished: Sequence[bool], refused: float = 0.0
+) -> str:
+    """Why a step teaches little, with the setting to change; else "".
+
+    zero_variance: share of groups of equal rewards. refused: share of refinements that are none.
+    """
     if not any(finished):
         limit = config.max_new_tokens
         return f"every response ran out of tokens; raise max_new_tokens (now {limit})"
     if zero_variance == 1:
-        return "all rewards of each group are equal; raise group or temperature, or set resample"
+        more = "" if config.resample else ", or set resample"
+        return f"all rewards of each group are equal; raise group or temperature{more}"
+    if refused == 1:
+        return "every refinement was refused (refused_* say why); take another refiner"
     return ""
 
 

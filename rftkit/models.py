@@ -161,7 +161,7 @@ def load_policy(
             )
             peft: Any = get_peft_model(base, lora)
         else:
-            with reading(adapter):
+            with reading(adapter, "take another adapter or run"):
                 peft = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     peft.eval()  # no dropout anywhere: sampling and training see one policy
     _keep_differentiable(peft)

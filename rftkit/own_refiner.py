@@ -9,6 +9,7 @@ each response as it should be, and one that is fine as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 from rftkit.errors import UserError
 from rftkit.instruct import Answer
@@ -34,7 +35,7 @@ class OwnRefiner(OnlineRefiner):
         self, prompts: Sequence[Messages], responses: Sequence[list[int]], seed: int
     ) -> list[Refinement]:
         texts = [self.policy.decode(ids) for ids in responses]
-        refined = self._call([list(p) for p in prompts], texts)
+        refined = self._call(deepcopy([list(p) for p in prompts]), list(texts))
         rows = zip(responses, texts, refined, strict=True)
         return [self._refinement(ids, self._answer(ids, a, b)) for ids, a, b in rows]
 
@@ -47,13 +48,14 @@ class OwnRefiner(OnlineRefiner):
         return Answer([*kept, self.policy.tokenizer.eos_token_id])
 
     def _call(self, prompts: list[list[dict[str, str]]], responses: list[str]) -> list[str]:
+        count = len(responses)
         try:
             found = self.function(prompts, responses)
         except (Exception, SystemExit) as error:
             raise UserError(f"{self.place} failed with {in_a_line(error)}") from None
         texts = isinstance(found, Sequence) and all(isinstance(text, str) for text in found)
-        if not texts or isinstance(found, str) or len(found) != len(responses):
+        if not texts or isinstance(found, str) or len(found) != count:
             raise UserError(
-                f"{self.place} must return a list with one text a response ({len(responses)} here)"
+                f"{self.place} must return a list with one text a response ({count} here)"
             )
         return list(found)

@@ -23,7 +23,7 @@ def load_function(field: str, name: str, example: str) -> Callable[..., Any]:
         sys.path.append(str(Path.cwd()))
     try:
         found = getattr(import_module(module), function, None)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a main guard ends itself
         raise UserError(
             f"{field}: module {module!r} cannot be imported ({in_a_line(error)})"
         ) from None
@@ -35,4 +35,8 @@ def load_function(field: str, name: str, example: str) -> Callable[..., Any]:
 
 def in_a_line(error: BaseException) -> str:
     """An error's kind and text, whatever it holds."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        text = f": {error}"
+    except Exception:  # an error that cannot be printed
+        text = ""
+    return " ".join(f"{type(error).__name__}{text}".split())

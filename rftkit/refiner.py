@@ -20,6 +20,7 @@ from rapidfuzz.distance import Levenshtein
 from rftkit.chat import characters
 from rftkit.decoding import verify_decode
 from rftkit.diff import text_diff
+from rftkit.errors import UserError
 from rftkit.instruct import RULES, Answer, InstructForm
 from rftkit.metrics import edit_ratio
 from rftkit.models import Policy
@@ -124,7 +125,14 @@ class OnlineRefiner:
     def refine(
         self, prompts: Sequence[Prompt | str | Messages], responses: Sequence[str]
     ) -> list[Refinement]:
-        """Refine texts. A prompt is a task's Prompt, a user's text, or a list of messages."""
+        """Refine texts. A prompt is a task's Prompt, a user's text, or a list of messages.
+
+        Raises UserError where there are not as many responses as prompts, or one is no text.
+        """
+        if isinstance(prompts, str) or isinstance(responses, str) or len(prompts) != len(responses):
+            raise UserError("refine: give a list of prompts and a list of as many responses")
+        if not all(isinstance(text, str) for text in responses):
+            raise UserError("refine: each response must be a text")
         eos = self.policy.tokenizer.eos_token_id
         messages = [_messages(p) for p in prompts]
         ids = [[*self.policy.encode(text), eos] for text in responses]
@@ -284,4 +292,8 @@ REFINERS = {r.name: r for r in (OnlineRefiner, IdentityRefiner, FreshRefiner, Ra
 def _messages(prompt: Prompt | str | Messages) -> list[dict[str, str]]:
     if isinstance(prompt, Prompt):
         return list(prompt.messages)
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if isinstance(prompt, Mapping):
+        raise UserError("refine: a prompt is a text or a list of messages, not a message")
+    return list(prompt)

@@ -114,7 +114,8 @@ def check_fits(net: Any, contexts: Sequence[Sequence[int]], room: int, what: str
         if len(context) + room > window:
             raise UserError(
                 f"{what} {number} of {len(contexts)} has {len(context)} tokens and needs room for "
-                f"{room} more, but the model reads {window}: shorten it, or lower max_new_tokens"
+                f"{room} more, but the model reads {window}: shorten it, or allow shorter "
+                "responses (max_new_tokens)"
             )
 
 

@@ -6,6 +6,7 @@ interruption the records are cut back to the checkpoint, and the run goes on fro
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -33,20 +34,24 @@ class RunFolder:
     def create(cls, path: Path, config: RunConfig, resume: bool = False) -> RunFolder:
         """Make the folder, or take up the run in it, also for more steps than it was begun with.
 
-        Raises UserError where a run has begun there and `resume` is False, or its other settings
-        differ from `config`.
+        Raises UserError where a run has begun there and `resume` is False, where its other
+        settings or its data differ, or where a part of one lies there without its settings.
         """
         run = cls(path)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             there = (path / "config.json").exists()
         if not there:
+            if run._has_records():
+                raise UserError(
+                    f"{path}: holds metrics or a checkpoint but no config.json; restore it, or "
+                    "choose another --out"
+                )
             run._write(config)
         elif run._left_over():
             with run.alone():
                 run.cut(0)  # samples of a first step that broke off
-                if run.config() != config:
-                    run._write(config)
+                run._write(config)
         elif not resume:
             raise UserError(f"{path}: holds a run already; add --resume or choose another --out")
         else:
@@ -54,7 +59,7 @@ class RunFolder:
         return run
 
     def _write(self, config: RunConfig) -> None:
-        record = {"format": FORMAT, **config.to_dict()}
+        record = {"format": FORMAT, **_data_sha256(config), **config.to_dict()}
         write_text(self.path / "config.json", json.dumps(record, indent=1) + "\n")
 
     @property
@@ -64,13 +69,17 @@ class RunFolder:
 
     def _left_over(self) -> bool:
         """Whether this is a run without any step: what a first try leaves that failed."""
-        if (self.path / "metrics.jsonl").exists() or find_folder(self.checkpoint) is not None:
+        if self._has_records():
             return False
         try:
             self.config()
         except UserError:  # something else, which is not ours to overwrite
             return False
         return True
+
+    def _has_records(self) -> bool:
+        metrics = self.path / "metrics.jsonl"
+        return metrics.exists() or find_folder(self.checkpoint) is not None
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -86,15 +95,22 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         """The run's settings. Raises UserError where config.json is missing or broken."""
+        return self._stored()[0]
+
+    def _stored(self) -> tuple[RunConfig, str]:
+        """The settings, and the sha256 of the data file that the run began with ("" = none)."""
         place = self.path / "config.json"
         try:
             record = json.loads(place.read_text(encoding="utf-8"))
-            version = record.pop("format")
+            version, data = record.pop("format"), record.pop("data_sha256", "")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{place}: not a run's config; is {self.path} a run folder?") from None
         if version != FORMAT:
             raise UserError(f"{place}: format {version}, but this version of rftkit reads {FORMAT}")
-        return RunConfig.from_dict(record)
+        try:
+            return RunConfig.from_dict(record), data
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one step's metrics; not-a-number becomes null."""
@@ -135,8 +151,14 @@ class RunFolder:
                 write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _take_up(self, config: RunConfig) -> None:
-        mine, theirs = config.to_dict(), self.config().to_dict()
+        stored, data = self._stored()
+        mine, theirs = config.to_dict(), stored.to_dict()
         changed = [key for key, value in mine.items() if theirs[key] != value]
+        if data and "data" not in changed and _data_sha256(config).get("data_sha256") != data:
+            raise UserError(
+                f"{config.data}: is not the file that the run in {self.path} began with; restore "
+                "it, or choose another --out"
+            )
         if changed == ["steps"] and config.steps > theirs["steps"]:
             with self.alone():
                 self._write(config)
@@ -145,6 +167,15 @@ class RunFolder:
                 f"{self.path}: holds a run with another {', '.join(changed)}; "
                 "choose another --out or the same settings"
             )
+
+
+def _data_sha256(config: RunConfig) -> dict[str, str]:
+    """What a run with data of the user's own keeps of it: nothing else tells a changed file."""
+    path = Path(config.data)
+    if not (config.data and path.is_file()):
+        return {}
+    with path.open("rb") as file:
+        return {"data_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:

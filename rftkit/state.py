@@ -42,12 +42,15 @@ def load_state(path: Path, optimiser: torch.optim.Optimizer) -> dict[str, torch.
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Inside, a checkpoint that is broken or lacks a part is a UserError that names it."""
+def reading(path: Path, remedy: str = "choose another --out") -> Iterator[None]:
+    """Inside, a checkpoint that is broken or lacks a part is a UserError that names it.
+
+    remedy: what to do where it cannot be restored.
+    """
     try:
         yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"{path}: the checkpoint is broken ({error}), or of another model; restore it or "
-            "choose another --out"
+            f"{path}: the checkpoint is broken ({error}), or of another model; "
+            f"restore it or {remedy}"
         ) from None

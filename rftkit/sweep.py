@@ -35,8 +35,12 @@ def sweep(
     """
     out, seeds = Path(out), list(dict.fromkeys(seeds or TUNING_SEEDS))
     coefs = list(dict.fromkeys(coefs or COEFS.get(config.constraint, ())))
+    if config.constraint == "none":
+        raise UserError("constraint: none has no weight to tune; choose another")
     if not coefs:
         raise UserError(f"coefs: give some for constraint {config.constraint!r}, as in 0.1,0.3,1")
+    if len({f"{coef:g}" for coef in coefs}) < len(coefs):
+        raise UserError("coefs: two are the same to six digits; leave one out")
     jobs = [
         (replace(config, coef=coef, seed=seed), out / f"{config.constraint}-{coef:g}-seed{seed}")
         for coef in coefs

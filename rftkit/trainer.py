@@ -45,7 +45,7 @@ Metrics = dict[str, Any]
 # Every line of metrics.jsonl has these, null where not measured at that step; more may follow.
 # task_reward: of the step's batch. kl: held-out where evaluated, as gold reward and degenerate
 # share are; at other steps that of the batch, which the KL constraint alone computes (null where
-# its reference was reset, or at another temperature than 1). coef: what the step trained with.
+# its reference was reset, or the temperature is not 1). coef: as trained with. tokens: all sampled.
 KEYS = (
     "step", "coef", "task_reward", "gold_reward", "degenerate", "kl", "edit_ratio", "changed",
     "strength", "pull", "entropy", "length", "grad_norm", "tokens", "seconds",
@@ -191,7 +191,7 @@ class Trainer:
             metrics |= self._learn(step) | ({"kl": metrics["kl"]} if evaluated else {})
             self.health.good(step, metrics.get("idle", ""))
         except BadStepError as error:
-            metrics["skipped"] = error.what
+            metrics |= {"skipped": error.what, "task_reward": None}
             self.optimiser.zero_grad()
             self.health.bad(step, error)
         self.sampler.refresh()
@@ -199,7 +199,7 @@ class Trainer:
 
     def _learn(self, step: int) -> Metrics:
         config = self.config
-        rollouts, rewards = self._collect(step)
+        rollouts, rewards, tokens = self._collect(step)
         pull = self.constraint.prepare(rollouts, seed=_seed(config.seed, step, "constraint"))
         health.check_refined([r.refined for r in (pull.refinements or {}).values()])
         kl = kl_of(rollouts, pull.ref_log_probs) if pull.ref_log_probs else None
@@ -215,7 +215,8 @@ class Trainer:
             step, None if kl is None else kl * len(rollouts) / rollouts.tokens
         )
         flat = float(zero_variance(rewards.view(-1, config.group)).float().mean())
-        idle = health.idle_reason(config, flat, rollouts.finished)
+        refused = pull.metrics.get("refused", 0.0)
+        idle = health.idle_reason(config, flat, rollouts.finished, refused)
         return {
             "task_reward": float(rewards.mean()),
             "zero_variance": flat,
@@ -225,29 +226,30 @@ class Trainer:
             **measured,
             **pull.metrics,
             **sums,
-            "tokens": rollouts.tokens,
+            "tokens": tokens,
             **({"idle": idle} if idle else {}),
         }
 
     # One step, part by part
 
-    def _collect(self, step: int) -> tuple[Rollouts, torch.Tensor]:
-        """Rollouts of fresh prompts and their task rewards [rollouts]."""
+    def _collect(self, step: int) -> tuple[Rollouts, torch.Tensor, int]:
+        """Rollouts of fresh prompts, their task rewards [rollouts], and how many tokens it took."""
         config = self.config
         rng = random.Random(_seed(config.seed, step, "prompts"))
         rollouts, rewards = self._draw(rng.sample(self.train_prompts, config.prompts), step, 0)
+        tokens = rollouts.tokens
         for attempt in range(1, config.resample + 1):  # DAPO's dynamic sampling
             flat = zero_variance(rewards.view(-1, config.group)).nonzero()[:, 0].tolist()
             if not flat:
                 break
-            more, more_rewards = self._draw(
-                rng.sample(self.train_prompts, len(flat)), step, attempt
-            )
+            fresh = rng.sample(self.train_prompts, len(flat))
+            more, more_rewards = self._draw(fresh, step, attempt)
+            tokens += more.tokens
             for place, group in enumerate(flat):
                 rollouts.replace_group(group, more, place)
                 old = slice(group * config.group, (group + 1) * config.group)
                 rewards[old] = more_rewards[place * config.group : (place + 1) * config.group]
-        return rollouts, rewards
+        return rollouts, rewards, tokens
 
     def _draw(
         self, prompts: Sequence[Prompt], step: int, attempt: int

@@ -58,5 +58,7 @@ def test_a_coefficient_with_a_run_that_diverged_is_the_worst(tmp_path) -> None:
 
 
 def test_a_constraint_without_coefficient_is_told_so(tmp_path) -> None:
-    with pytest.raises(UserError, match="coefs"):
+    with pytest.raises(UserError, match="constraint: none has no weight to tune"):
         sweep(RunConfig(constraint="none"), out=tmp_path)
+    with pytest.raises(UserError, match="coefs: give some for constraint 'fresh'"):
+        sweep(RunConfig(constraint="fresh"), out=tmp_path)

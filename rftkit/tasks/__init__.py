@@ -43,7 +43,7 @@ def task_of(config: RunConfig) -> Task:
     rows = len(task.prompts("train"))
     if rows < config.prompts:
         raise UserError(
-            f"{config.data}: {rows} rows to train on, but a step takes prompts = {config.prompts}; "
-            "add rows or lower --prompts"
+            f"{config.data or config.task}: {rows} rows to train on, but a step takes "
+            f"prompts = {config.prompts}; add rows or lower --prompts"
         )
     return task

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from numbers import Real
@@ -83,6 +84,13 @@ class OwnTask(Task):
     def _check_rows(self) -> None:
         if len(self.rows) < 2:
             raise UserError(f"{self.data}: one row is too few; one is held out")
+        if self._functions:
+            for place, prompt in self._placed:
+                for taken in ("prompts", "completions") & prompt.columns.keys():
+                    raise UserError(
+                        f"{place}: a column cannot be called {taken}, which is another argument "
+                        "of the reward function; rename it"
+                    )
         if self.base is None:
             return
         for place, prompt in self._placed:
@@ -143,12 +151,15 @@ class OwnTask(Task):
         self, field: str, prompts: Sequence[Prompt], responses: Sequence[str], gold: bool
     ) -> list[float]:
         names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
-        columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
+        # Copies: what a user's function does to its arguments stays there.
+        columns = {name: [deepcopy(p.columns.get(name)) for p in prompts] for name in names}
         completions = [[{"role": "assistant", "content": text}] for text in responses]
         place = f"{field}: {self._names[field]}"
         try:
             values = self._functions[field](
-                prompts=[list(p.messages) for p in prompts], completions=completions, **columns
+                prompts=[deepcopy(list(p.messages)) for p in prompts],
+                completions=completions,
+                **columns,
             )
         except (Exception, SystemExit) as error:
             raise UserError(f"{place} failed with {in_a_line(error)}") from None
@@ -158,6 +169,14 @@ class OwnTask(Task):
                 f"not {type(values).__name__}"
             )
         for value in values:
-            if not isinstance(value, Real) or (gold and not abs(float(value)) < LARGEST):
+            if not _is_number(value) or (gold and not abs(float(value)) < LARGEST):
                 raise UserError(f"{place} returned {value!r}; each reward must be a finite number")
         return [float(value) for value in values]
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number that a float can hold; 10**400 is none."""
+    try:
+        return isinstance(value, Real) and isinstance(float(value), float)
+    except OverflowError:
+        return False

@@ -119,7 +119,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, whole: Path, size
     told = one_line(tmp_path / "run", on_a_full_disk)
     assert "free some space, then --resume" in told
     assert str(tmp_path / "run") in told
-    assert not list((tmp_path / "run").glob("*.new"))
+    assert not list((tmp_path / "run").glob("*new*"))
     assert in_child(lambda: train(tmp_path / "run", resume=True)) == 0
     assert records(tmp_path / "run") == records(whole)
 
