@@ -21,6 +21,7 @@ from rftkit.options import (
     add_setting,
     add_settings,
     decimals,
+    folder,
     given_settings,
     names,
     numbers,
@@ -90,7 +91,7 @@ def _parser() -> _Parser:
         default=0,
         help="runs at a time; 0 = one a core on a CPU, one on a GPU",
     )
-    compare.add_argument("--out", type=Path, help="folder for the results; default out/TASK")
+    compare.add_argument("--out", type=folder, help="folder for the results; default out/TASK")
     add_settings(compare, leave_out=("constraint", "seed"))
     _json(compare)
 
@@ -98,7 +99,7 @@ def _parser() -> _Parser:
         commands, "train", _train, "train one policy under one constraint",
         "rftkit train --task dialogue --constraint kl --coef 0.3 --out out/kl",
     )  # fmt: skip
-    train.add_argument("--out", type=Path, required=True, help="the run folder")
+    train.add_argument("--out", type=folder, required=True, help="the run folder")
     train.add_argument(
         "--resume",
         action="store_true",
@@ -113,7 +114,7 @@ def _parser() -> _Parser:
     sweep.add_argument("--coefs", type=decimals, default=(), help="comma-separated; a default set")
     sweep.add_argument("--seeds", type=numbers, default=(), help="default 100,101")
     sweep.add_argument("--workers", type=int, default=0, help="runs at a time; 0 = one a core")
-    sweep.add_argument("--out", type=Path, required=True, help="folder for the results")
+    sweep.add_argument("--out", type=folder, required=True, help="folder for the results")
     add_settings(sweep, leave_out=("seed", "coef"))
     _json(sweep)
 
@@ -140,7 +141,7 @@ def _parser() -> _Parser:
     )  # fmt: skip
     bench.add_argument("--peer", choices=("trl",), help="trainer to compare with")
     bench.add_argument("--rounds", type=int, default=7, help="repetitions; default 7")
-    bench.add_argument("--profile", type=Path, metavar="DIR", help="also trace a step, into DIR")
+    bench.add_argument("--profile", type=folder, metavar="DIR", help="also trace a step, into DIR")
     for name in ("model", "precision", "device", "prompts", "group", "token_budget"):
         add_setting(bench, name)
     bench.add_argument(
@@ -164,7 +165,7 @@ def _parser() -> _Parser:
         "rftkit pretrain --out out/tiny",
     )  # fmt: skip
     pretrain.add_argument(
-        "--out", type=Path, required=True, help="folder; an unfinished one is resumed"
+        "--out", type=folder, required=True, help="folder; an unfinished one is resumed"
     )
     pretrain.add_argument("--seed", type=int, default=0, help="decides corpus and first weights")
     pretrain.add_argument("--steps", type=int, default=0, help="updates; 0 = the recipe's own")
@@ -172,11 +173,11 @@ def _parser() -> _Parser:
         commands, "merge", _merge, "write a policy as a model that plain transformers loads",
         "rftkit merge --run out/dialogue/dynamic-seed0 --out out/merged",
     )  # fmt: skip
-    merge.add_argument("--run", type=Path, dest="folder", help="a run folder")
+    merge.add_argument("--run", type=folder, dest="folder", help="a run folder")
     merge.add_argument(
-        "--adapter", type=Path, help="or an adapter in PEFT's format, and its --model"
+        "--adapter", type=folder, help="or an adapter in PEFT's format, and its --model"
     )
-    merge.add_argument("--out", type=Path, required=True, help="folder of the model")
+    merge.add_argument("--out", type=folder, required=True, help="folder of the model")
     merge.add_argument("--four-bit", action="store_true", help="write NF4 instead of dense weights")
     for name in ("model", "precision"):
         add_setting(merge, name)
@@ -185,14 +186,14 @@ def _parser() -> _Parser:
         commands, "chat", _chat, "compare policy, reference and refinement, side by side",
         "rftkit chat --run out/dialogue/dynamic-seed0",
     )  # fmt: skip
-    chat.add_argument("--run", type=Path, dest="folder", required=True, help="a run folder")
+    chat.add_argument("--run", type=folder, dest="folder", required=True, help="a run folder")
 
     study = _command(
         commands, "study", _study, "run the recorded study, or go on with it; tables and figures",
         "rftkit study --out out/study --limit-minutes 120",
     )  # fmt: skip
-    study.add_argument("--out", type=Path, default=Path("out/study"), help="folder of the runs")
-    study.add_argument("--records", type=Path, help="compact records; default data/runs/study")
+    study.add_argument("--out", type=folder, default=Path("out/study"), help="folder of the runs")
+    study.add_argument("--records", type=folder, help="compact records; default data/runs/study")
     study.add_argument(
         "--only", type=words, default=(), help="tasks, or task/method, comma-separated; default all"
     )

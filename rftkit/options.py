@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rftkit.config import CHOICES, CONSTRAINTS, PRESETS, RunConfig, field_docs
@@ -76,6 +77,13 @@ def add_setting(parser: Any, name: str, value: Any = None) -> None:
         default=value,
         help=f"{text} (default {default})".replace("%", "%%"),
     )
+
+
+def folder(text: str) -> Path:
+    """A path; an empty one, as of an unset shell variable, would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name a folder, or . for the current one")
+    return Path(text)
 
 
 def words(text: str) -> tuple[str, ...]:

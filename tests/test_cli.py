@@ -70,6 +70,7 @@ def test_refine_prints_one_json_object(capsys) -> None:
         (["train", "--seed", "one", "--out", "x"], "--seed"),
         (["train", "--model", "no/such/folder", "--out", "x"], "no/such/folder"),
         (["train", "--steps", "3"], "--out"),
+        (["train", "--out", ""], "--out: is empty"),
         (["compare", "--constraints", "none,nope"], "nope"),
         (["compare", "--seeds", "a,b"], "--seeds"),
         (["compare", "--seeds", "-3"], "seed"),
