@@ -29,7 +29,7 @@ COLOURS |= {
     "random-edit": "#E69F00",
 }
 STYLES = {"none": "--", "kl": "-.", "dynamic": "-"}
-LABELS = {"none": "no constraint", "kl": "KL", "dynamic": "dynamic"}
+LABELS = {"none": "no constraint", "kl": "KL", "identity": "identity", "dynamic": "dynamic"}
 LABEL_GAP = 0.06  # least distance of two names at the lines' ends, as a share of a panel's height
 
 PANELS = (

@@ -166,8 +166,13 @@ def by_setting(
 
 
 def as_tuned(protocol: Protocol, task: str, records: Records) -> dict[str, dict[int, Record]]:
-    """Result runs of no constraint, of the best KL and of the dynamic one, as far as they ran."""
+    """Result runs of no constraint, of the best KL and of the dynamic one, as far as they ran.
+
+    Of a control too, by its name, which is its constraint's, where one of "limits" has it.
+    """
     names = {"none": "none", "kl": protocol.best_kl(task, records, False), "dynamic": "dynamic"}
+    limits = [v.of for v in protocol.variations if v.part == "limits" and task in v.tasks]
+    names |= {name: name for name in limits if name == "identity"}
     found = {c: results(task, name, records) for c, name in names.items() if name}
     return {constraint: rows for constraint, rows in found.items() if rows}
 

@@ -26,7 +26,8 @@ from rftkit.study.methods import DOSES
 from rftkit.study.plan import Protocol, Record, Records
 from rftkit.tasks import load_task
 
-OFFSETS = {"none": "s", "kl": "^", "dynamic": "o"}  # from left to right, with their markers
+# From left to right, with their markers.
+OFFSETS = {"none": "s", "kl": "^", "identity": "D", "dynamic": "o"}
 
 
 def doses(protocol: Protocol, records: Records) -> Figure:
@@ -130,7 +131,7 @@ def limits(protocol: Protocol, records: Records) -> Figure:
         settings = {TUNED: as_tuned(protocol, task, records)} | found[task]
         for place, methods in enumerate(settings.values()):
             for name, rows in methods.items():
-                shift = 0.2 * (list(OFFSETS).index(name) - 1)
+                shift = 0.18 * (list(OFFSETS).index(name) - 1.5)
                 for axis, read in zip(column, (gold_of, degenerate_of), strict=True):
                     values = list(map(read, rows.values()))
                     handles[LABELS[name]] = _dot(axis, place + shift, values, name)

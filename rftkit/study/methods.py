@@ -155,4 +155,6 @@ VARIATIONS = (
     # On the game it did not hold on one seed of three; does it with a stronger pull?
     Variation("twice as long at 3 lambda, dynamic", "limits", "twice as long at 3 λ", "dynamic", 4,
               {"steps": 2 * STEPS["game"]}, factor=3.0, tasks=("game",)),
+    # On code identity ended as high as the best KL; does it hold, or only come later?
+    *_limit("twice as long", "code", {"steps": 2 * STEPS["code"]}, "identity"),
 )  # fmt: skip
