@@ -67,8 +67,36 @@ def test_identity_slows_dialogue_down(study: Study, page: str) -> None:
     assert min(others) > 0.9  # "every other setting"
 
 
+def test_identity_on_code_is_on_its_way(study: Study, page: str) -> None:
+    kl = PROTOCOL.best_kl("code", study.records)
+    assert kl
+    rows, rivals = study.rows("code", "identity"), study.rows("code", kl)
+    (setting,) = {(r["config"]["coef"], r["config"]["lr"]) for r in rows}
+    assert setting == (4, min(LRS))
+    assert "On code tuning takes λ = 4 at the smaller learning rate:" in page
+    (gold, bad), (best, bad_kl) = study.outcome("code", "identity"), study.outcome("code", kl)
+    assert (
+        f"rate: {gold:.2f}, and {bad:.0%} degenerate, as much as the best KL ({best:.2f}, " in page
+    )
+    assert f"({best:.2f}, {bad_kl:.0%})." in page
+    assert gold == pytest.approx(best, abs=0.05)
+
+    def at(step: int, key: str, runs: list = rows) -> float:
+        return mean(
+            [dict(zip(r["curve"]["step"], r["curve"][key], strict=True))[step] for r in runs]
+        )
+
+    then, flawed = (at(90, key) for key in OUTCOME)
+    assert f"at step 90 it had {then:.2f} and {flawed:.0%}, and on every seed the end is" in page
+    for row in rows:
+        golds = row["curve"]["gold_reward"]
+        assert max(golds) > golds[-1]
+    still = [at(step, "degenerate", rivals) for step in (60, 90, 120)]
+    assert max(still) - min(still) < 0.06  # "KL stands there"
+
+
 def test_fresh_is_a_kl(study: Study, page: str) -> None:
-    for task in ("dialogue", "game"):
+    for task in PROTOCOL.tasks:
         (fresh, bad), (k3, bad_k3) = (study.outcome(task, n) for n in ("fresh", "kl-k3-loss"))
         found = f"on {'the ' * (task == 'game')}{task} {fresh:.2f}, with {bad:.0%}"
         assert f"{found}{' degenerate' * (task == 'game')} (k3: {k3:.2f}, {bad_k3:.0%})" in page
