@@ -91,6 +91,10 @@ def test_identity_on_code_is_on_its_way(study: Study, page: str) -> None:
     for row in rows:
         golds = row["curve"]["gold_reward"]
         assert max(golds) > golds[-1]
+    longer = study.rows("code", "twice-as-long-identity", "limits")
+    assert {r["final"]["degenerate"] for r in longer} == {1.0}
+    assert max(r["final"]["gold_reward"] for r in longer) < 0.005
+    assert "Twice as long it ends at 0.00, with 100% degenerate, on all three seeds" in page
     still = [at(step, "degenerate", rivals) for step in (60, 90, 120)]
     assert max(still) - min(still) < 0.06  # "KL stands there"
 

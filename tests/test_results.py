@@ -236,6 +236,44 @@ def test_where_it_should_fail(study: Study, page: str) -> None:
         assert study.ended(task, "biased-refiner-dynamic", "limits", "edit_ratio") < 0.01
 
 
+def test_the_best_kl_ends_lower_where_the_dynamic_constraint_should_fail(
+    study: Study, page: str
+) -> None:
+    def end(task: str, name: str, key: str = "gold_reward") -> float:
+        return study.ended(task, name, "limits", key)
+
+    kls = [key.split("/") for key in study.records if "-best-KL/limits/" in key]
+    settings = {(task, name.removesuffix("-best-KL")) for task, name, *_ in kls}
+    assert len(settings) == 6
+    for task, setting in settings:
+        assert end(task, f"{setting}-best-KL") < end(task, f"{setting}-dynamic") - 0.04
+    fluent = end("dialogue", "fluent-exploit-best-KL")
+    kl = PROTOCOL.best_kl("dialogue", study.records)
+    assert kl
+    assert f"KL ends at {fluent:.2f}, near where it ends without that flaw." in page
+    assert fluent == pytest.approx(study.ended("dialogue", kl), abs=0.05)
+    plain = end("code", "no-flaw-best-KL")
+    assert f"KL holds back where nothing needs holding: {plain:.2f}." in page
+    assert plain < end("code", "no-flaw-none")
+    for task in ("dialogue", "code"):
+        kl = PROTOCOL.best_kl(task, study.records)
+        assert kl
+        longer = end(task, "twice-as-long-best-KL")
+        assert longer == pytest.approx(study.ended(task, kl), abs=0.03)  # "where it stood"
+    name = "twice-as-long-best-KL"
+    each = study.each("game", name, "limits", "degenerate")
+    assert min(each) > 0.5  # "on all three seeds"
+    assert f"{end('game', name):.2f}, and {mean(each):.0%} degenerate." in page
+    rows = study.tuning("game", "kl-k1-reward")
+    tuned = study.rows("game", name, "limits")[0]["config"]
+    lower = [
+        r["final"]["degenerate"]
+        for r in rows
+        if r["config"]["lr"] == tuned["lr"] and r["config"]["coef"] < tuned["coef"]
+    ]
+    assert max(lower) > 0.7  # its β was just large enough
+
+
 def test_twice_as_long(study: Study, page: str) -> None:
     for task in ("dialogue", "code"):
         longer = study.ended(task, "twice-as-long-dynamic", "limits")
