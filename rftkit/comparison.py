@@ -88,11 +88,9 @@ def compare(
             + "; ".join(diverged.values())
         )
     order = list(dict.fromkeys(constraints))
-    runs = {
-        name: [RunFolder(folders[name, seed]) for seed in dict.fromkeys(seeds)] for name in order
-    }
-    whole = list(dict.fromkeys(c.seed for c in configs))
-    summary = summarise(base.task, gold_max, base.steps, whole, runs)
+    seeds = list(dict.fromkeys(c.seed for c in configs))
+    runs = {name: [RunFolder(folders[name, seed]) for seed in seeds] for name in order}
+    summary = summarise(base.task, gold_max, base.steps, seeds, runs)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     save(out / "curves.png", curves(runs, base.task, gold_max))
     return summary

@@ -190,10 +190,11 @@ class _Batch:
         windows = [row.window(width) for row in self.rows]
         feeds = [row.pending + window for row, window in zip(self.rows, windows, strict=True)]
         # 1 more, for the last pending token predicts the first of the window.
-        highest, tokens = self.feed(feeds, 1 + max(map(len, windows))).max(-1)
-        if not highest.isfinite().all():  # else the first token would be taken, again and again
+        logits = self.feed(feeds, 1 + max(map(len, windows)))
+        best = logits.argmax(-1, keepdim=True)
+        if not logits.gather(-1, best).isfinite().all():  # else token 0 would be taken, for ever
             raise BadStepError("refiner's logits not finite", "take another refiner, or less noise")
-        greedy = tokens.tolist()
+        greedy = best[..., 0].tolist()
         rejected = [
             row.accept(window, line[-1 - len(window) :])
             for row, window, line in zip(self.rows, windows, greedy, strict=True)

@@ -58,7 +58,7 @@ def make_refiner(policy: Policy, config: RunConfig, name: str) -> OnlineRefiner:
         if config.refiner_model or config.refiner_noise or config.refiner_cuts:
             raise UserError("refiner: your own excludes the other refiner settings; leave them out")
         return OwnRefiner(policy, config.refiner, config.max_new_tokens)
-    precision = own_precision(config) if name != "identity" else ""
+    precision = own_precision(config)
     model = _other(policy, config, precision) if precision else policy
     settings = model, config.max_new_tokens, config.edit_limit
     if not config.refiner_cuts:
@@ -69,10 +69,12 @@ def make_refiner(policy: Policy, config: RunConfig, name: str) -> OnlineRefiner:
 
 
 def own_precision(config: RunConfig) -> str:
-    """Of a refiner's own base; "" where the policy's is used.
+    """Of a refiner's own base; "" where the policy's is used, or none at all (identity).
 
     Single precision where weights are disturbed: the noise would be lost in 4 bits.
     """
+    if config.constraint == "identity":
+        return ""
     if config.refiner_noise:
         return "fp32"
     return config.precision if config.refiner_model else ""

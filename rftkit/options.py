@@ -53,8 +53,8 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ())
             add_setting(group, name)
 
 
-def add_setting(parser: Any, name: str, value: Any = None) -> None:
-    """An option for one field; unset it is `value`."""
+def add_setting(parser: Any, name: str) -> None:
+    """An option for one field; unset it is None."""
     kind, sentence = field_docs()[name]
     option = f"--{name.replace('_', '-')}"
     default = getattr(RunConfig, name)
@@ -62,7 +62,7 @@ def add_setting(parser: Any, name: str, value: Any = None) -> None:
         parser.add_argument(
             option,
             action=argparse.BooleanOptionalAction,
-            default=value,
+            default=None,
             help=f"{sentence} (default {default})",
         )
         return
@@ -74,7 +74,7 @@ def add_setting(parser: Any, name: str, value: Any = None) -> None:
         type=convert,
         choices=allowed,
         metavar=name.upper(),
-        default=value,
+        default=None,
         help=f"{text} (default {default})".replace("%", "%%"),
     )
 
