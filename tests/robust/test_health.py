@@ -61,6 +61,14 @@ def test_a_bad_reward_skips_its_step_and_no_other(tmp_path: Path, caplog, value:
         json.loads(line, parse_constant=pytest.fail)  # NaN is no JSON
 
 
+def test_a_skipped_step_has_no_task_reward() -> None:
+    """That of the held-out prompts is none of the step's batch."""
+    row = next(trainer(scorer=Scorer(reward(math.nan), {0})).steps())
+    assert row["skipped"]
+    assert row["task_reward"] is None
+    assert row["heldout_task_reward"] is not None
+
+
 def test_a_skipped_step_leaves_the_policy_alone() -> None:
     run = trainer(scorer=Scorer(reward(math.nan), {0}))
     before = run.policy.adapter()
