@@ -240,8 +240,9 @@ def _train(arguments: Arguments) -> None:
         told = f"under constraint {trainer.config.constraint} {', '.join(idle)} changes nothing"
         print(f"rftkit: {told}", file=sys.stderr)
     if arguments.resume:
-        told = f"goes on at step {trainer.done} of {trainer.config.steps}"
-        told = told if goes_on else "held no run yet; a new one begins"
+        told = "held no run yet; a new one begins"
+        if goes_on:
+            told = f"goes on at step {trainer.done} of {trainer.config.steps}"
         print(f"rftkit: {arguments.out}: {told}", file=sys.stderr)
     trainer.train()
     print(f"run folder: {arguments.out}")

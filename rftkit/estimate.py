@@ -106,7 +106,8 @@ def estimate(
         raise UserError(f"prompt-tokens: {prompt_tokens} must be at least 0")
     device = device or ("cpu" if config.device == "cpu" else "cuda")
     shape = read_shape(config.model)
-    prompts, rules = _prompts(config, prompt_tokens), _rules(config.model)
+    tokenizer = _tokenizer(config.model)
+    prompts, rules = _prompts(config, tokenizer, prompt_tokens), _rules(tokenizer)
     refiner = read_shape(config.refiner_model) if config.refiner_model else shape
     usable = (vram_gb - RESERVE_GB) * (1 - WASTE)
     given = {name: getattr(config, name) for name in _OWN} if given is None else given
@@ -337,20 +338,18 @@ def _response(config: RunConfig) -> int:
     return config.max_new_tokens or task_of(config).max_new_tokens
 
 
-def _rules(model: str) -> int:
-    tokenizer = _tokenizer(model)
+def _rules(tokenizer: Any) -> int:
     if tokenizer is None:
         return UNKNOWN_RULES
     texts = [RULES, *(text for example in EXAMPLES for text in example)]
     return 0 if native(tokenizer) else sum(len(encode_text(tokenizer, text)) for text in texts)
 
 
-def _prompts(config: RunConfig, prompt_tokens: int) -> Prompts:
+def _prompts(config: RunConfig, tokenizer: Any, prompt_tokens: int) -> Prompts:
     task = task_of(config)
     heldout = len(task.prompts("heldout"))
     if prompt_tokens:
         return Prompts(prompt_tokens, prompt_tokens, heldout)
-    tokenizer = _tokenizer(config.model)
     if tokenizer is None or not tokenizer.chat_template:
         return Prompts(UNKNOWN_PROMPT, UNKNOWN_PROMPT, heldout)
     told = "" if native(tokenizer) else task.instruction

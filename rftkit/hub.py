@@ -31,10 +31,10 @@ def locate(model: str) -> str:
 
 
 @contextmanager
-def loading(model: str) -> Iterator[None]:
+def loading(model: str, failed: str = "cannot be loaded") -> Iterator[None]:
     """Inside, whatever a broken file makes of transformers, which checks none, is a UserError.
 
-    Faults of the machine stay what they are.
+    failed: what it says of the model. Faults of the machine stay what they are.
     """
     try:
         yield
@@ -42,8 +42,8 @@ def loading(model: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"model: {model!r} cannot be loaded ({reason(error)}); fetch or save it again, or "
-            "choose another --model"
+            f"model: {model!r} {failed} ({reason(error)}); fetch or save it again, or choose "
+            "another --model"
         ) from None
 
 

@@ -9,8 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rftkit.errors import UserError, reason
-from rftkit.hub import locate
+from rftkit.hub import loading, locate
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,8 @@ def read_shape(model: str) -> Shape:
 
     Raises UserError where there is none, or none of a decoder.
     """
-    try:
+    with loading(model, "has no usable config.json"):
         return shape_of(AutoConfig.from_pretrained(locate(model)))
-    except UserError:
-        raise
-    except Exception as error:  # whatever a broken file makes of transformers, which checks none
-        raise UserError(
-            f"model: {model!r} has no usable config.json ({reason(error)}); fetch or save it "
-            "again, or choose another --model"
-        ) from None
 
 
 def shape_of(settings: Any) -> Shape:

@@ -39,6 +39,12 @@ class Study:
     def ended(self, task: str, name: str, stage: str = "result", key: str = "gold_reward") -> float:
         return mean(self.each(task, name, stage, key))
 
+    def best_kl(self, task: str) -> str:
+        """The KL that tuning preferred."""
+        found = PROTOCOL.best_kl(task, self.records)
+        assert found
+        return found
+
     def outcome(self, task: str, name: str) -> tuple[float, ...]:
         """Gold reward and degenerate share at the end, as tuned."""
         return tuple(self.ended(task, name, key=key) for key in OUTCOME)

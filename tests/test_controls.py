@@ -68,8 +68,7 @@ def test_identity_slows_dialogue_down(study: Study, page: str) -> None:
 
 
 def test_identity_on_code_is_on_its_way(study: Study, page: str) -> None:
-    kl = PROTOCOL.best_kl("code", study.records)
-    assert kl
+    kl = study.best_kl("code")
     rows, rivals = study.rows("code", "identity"), study.rows("code", kl)
     (setting,) = {(r["config"]["coef"], r["config"]["lr"]) for r in rows}
     assert setting == (4, min(LRS))
@@ -120,8 +119,7 @@ def test_fresh_is_a_kl(study: Study, page: str) -> None:
 
 
 def test_changed_only_is_behind_on_dialogue_and_code_too(study: Study, page: str) -> None:
-    kl = PROTOCOL.best_kl("dialogue", study.records)
-    assert kl
+    kl = study.best_kl("dialogue")
     gold, bad = study.outcome("dialogue", "dynamic-changed")
     above = gold - study.ended("dialogue", kl)
     below = study.ended("dialogue", "dynamic") - gold
@@ -130,8 +128,7 @@ def test_changed_only_is_behind_on_dialogue_and_code_too(study: Study, page: str
     golds = study.each("code", "dynamic-changed")
     gold, bad = study.outcome("code", "dynamic-changed")
     assert f"On code: {gold:.2f}, with {bad:.1%} degenerate, below the best KL as well" in page
-    kl = PROTOCOL.best_kl("code", study.records)
-    assert kl
+    kl = study.best_kl("code")
     assert gold < study.ended("code", kl)
     assert f"the five fresh ones go from {min(golds):.2f} to {max(golds):.2f}." in page
     stages = ("first5/seed100", "second0/seed101")

@@ -13,6 +13,7 @@ from small import model_folder, orders
 from rftkit import OnlineRefiner, RunConfig, Trainer, UserError, compare, load_policy
 from rftkit.cli import main
 from rftkit.constraints import make_constraint, unused_settings
+from rftkit.health import idle_reason
 from rftkit.plugins import in_a_line, load_function
 from rftkit.runs import RunFolder
 from rftkit.sweep import sweep
@@ -64,6 +65,12 @@ def config(**settings) -> RunConfig:
     return RunConfig.from_dict(SMALL | settings)
 
 
+def options(**settings) -> list[str]:
+    """The same for the command line."""
+    pairs = (SMALL | settings).items()
+    return [text for key, value in pairs for text in (f"--{key.replace('_', '-')}", str(value))]
+
+
 def train(out: Path, resume: bool = False, **settings) -> Trainer:
     trainer = Trainer(config(**settings), out, resume=resume)
     trainer.train(progress=False)
@@ -81,12 +88,8 @@ def test_a_merge_leaves_the_folders_beside_it_alone(tmp_path: Path) -> None:
     command = ["merge", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "merged")]
     assert main(command) == 0
     assert (tmp_path / "merged/model.safetensors").is_file()
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "run",
-        "merged",
-        "merged.old",
-        "merged.new",
-    }
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"run", "merged", "merged.old", "merged.new"}
     assert all((tmp_path / f"merged.{name}/notes.txt").is_file() for name in ("old", "new"))
 
 
@@ -129,11 +132,7 @@ def test_a_broken_setting_of_a_run_names_its_file(tmp_path: Path) -> None:
 
 
 def test_resume_says_where_no_run_was(tmp_path: Path, capsys) -> None:
-    command = ["train", "--resume", "--out", str(tmp_path / "run"), "--steps", "1"]
-    settings = {key: value for key, value in SMALL.items() if key != "steps"}
-    for key, value in settings.items():
-        command += [f"--{key.replace('_', '-')}", str(value)]
-    assert main(command) == 0
+    assert main(["train", "--resume", "--out", str(tmp_path / "run"), *options(steps=1)]) == 0
     assert "held no run yet; a new one begins" in capsys.readouterr().err
 
 
@@ -163,11 +162,9 @@ def test_a_refiner_cannot_change_its_arguments() -> None:
 
 def test_json_stays_json_where_a_reward_prints(tmp_path: Path, capfd) -> None:
     """In worker processes too."""
-    command = ["compare", "--constraints", "none", "--reward", "test_misuse:prints",
-               "--out", str(tmp_path / "out"), "--json"]  # fmt: skip
-    for key, value in SMALL.items():
-        command += [f"--{key.replace('_', '-')}", str(value)]
-    assert main(command) == 0
+    settings = options(reward="test_misuse:prints")
+    command = ["compare", "--constraints", "none", "--out", str(tmp_path / "out"), "--json"]
+    assert main([*command, *settings]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["methods"]["none"]["coef"] is not None
     assert "hello from the reward" in err
@@ -265,7 +262,11 @@ def test_all_sampled_tokens_are_counted(tmp_path: Path) -> None:
         next(Trainer(config(constraint="none", resample=n, **given)).steps()) for n in (0, 2)
     )
     assert thrice["tokens"] > 2 * once["tokens"]
-    assert "or set resample" in once["idle"] or "ran out" in once["idle"]
+
+
+def test_resample_is_no_remedy_where_it_is_set() -> None:
+    told = [idle_reason(config(resample=n), 1.0, [True]) for n in (0, 2)]
+    assert [text.endswith(", or set resample") for text in told] == [True, False]
 
 
 def test_identity_needs_no_other_refiner() -> None:

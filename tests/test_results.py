@@ -96,8 +96,8 @@ def test_too_little_and_too_much_pull(study: Study, page: str) -> None:
         share = study.ended(task, "lambda-3", "why") / study.ended(task, "dynamic")
         assert share == pytest.approx(kept, abs=0.03)
     for task in ("code", "dialogue"):
-        best = PROTOCOL.best_kl(task, study.records, complete=False)
-        assert study.ended(task, "lambda-10", "why") > study.ended(task, str(best))
+        best = study.ended(task, study.best_kl(task))
+        assert study.ended(task, "lambda-10", "why") > best
 
 
 def test_rank_of_the_adapter(study: Study, page: str) -> None:
@@ -110,7 +110,7 @@ def test_rank_of_the_adapter(study: Study, page: str) -> None:
 
 
 def test_the_best_kl_of_the_game(study: Study, page: str) -> None:
-    assert PROTOCOL.best_kl("game", study.records) == "kl-k1-reward"
+    assert study.best_kl("game") == "kl-k1-reward"
     ours = study.ended("game", "dynamic")
     ahead, before = (ours - study.ended("game", kl) for kl in ("kl-k1-reward", "kl-k3-loss"))
     bad = study.ended("game", "kl-k1-reward", key="degenerate")
@@ -135,7 +135,7 @@ def test_an_unset_beta_is_the_best_of_the_tuning_at_the_higher_rate(
 
 
 def test_the_best_kl_of_code(study: Study, page: str) -> None:
-    assert PROTOCOL.best_kl("code", study.records) == "kl-k1-reward"
+    assert study.best_kl("code") == "kl-k1-reward"
     gold, bad = (study.ended("code", "kl-k1-reward", key=k) for k in ("gold_reward", "degenerate"))
     rows = study.rows("code", "none")
     start, flawed = (mean([r["curve"][k][0] for r in rows]) for k in ("gold_reward", "degenerate"))
@@ -248,18 +248,15 @@ def test_the_best_kl_ends_lower_where_the_dynamic_constraint_should_fail(
     for task, setting in settings:
         assert end(task, f"{setting}-best-KL") < end(task, f"{setting}-dynamic") - 0.04
     fluent = end("dialogue", "fluent-exploit-best-KL")
-    kl = PROTOCOL.best_kl("dialogue", study.records)
-    assert kl
+    kl = study.best_kl("dialogue")
     assert f"KL ends at {fluent:.2f}, near where it ends without that flaw." in page
     assert fluent == pytest.approx(study.ended("dialogue", kl), abs=0.05)
     plain = end("code", "no-flaw-best-KL")
     assert f"KL holds back where nothing needs holding: {plain:.2f}." in page
     assert plain < end("code", "no-flaw-none")
     for task in ("dialogue", "code"):
-        kl = PROTOCOL.best_kl(task, study.records)
-        assert kl
-        longer = end(task, "twice-as-long-best-KL")
-        assert longer == pytest.approx(study.ended(task, kl), abs=0.03)  # "where it stood"
+        longer, stood = end(task, "twice-as-long-best-KL"), study.ended(task, study.best_kl(task))
+        assert longer == pytest.approx(stood, abs=0.03)
     name = "twice-as-long-best-KL"
     each = study.each("game", name, "limits", "degenerate")
     assert min(each) > 0.5  # "on all three seeds"

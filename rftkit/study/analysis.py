@@ -171,8 +171,9 @@ def as_tuned(protocol: Protocol, task: str, records: Records) -> dict[str, dict[
     Of a control too, by its name, which is its constraint's, where one of "limits" has it.
     """
     names = {"none": "none", "kl": protocol.best_kl(task, records, False), "dynamic": "dynamic"}
+    controls = {m.name for m in protocol.methods if m.kind == "control"}
     limits = [v.of for v in protocol.variations if v.part == "limits" and task in v.tasks]
-    names |= {name: name for name in limits if name == "identity"}
+    names |= {name: name for name in limits if name in controls}
     found = {c: results(task, name, records) for c, name in names.items() if name}
     return {constraint: rows for constraint, rows in found.items() if rows}
 

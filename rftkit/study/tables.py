@@ -105,7 +105,7 @@ def limits_table(protocol: Protocol, records: Records) -> str:
     lines = [_row(["gold reward, degenerate share", *tasks]), "|" + "---|" * (1 + len(tasks))]
     groups = [v.group for v in protocol.variations if v.part == "limits"]
     for group in dict.fromkeys([TUNED, *groups]):
-        for constraint in ("dynamic", "identity", "kl", "none"):
+        for constraint in reversed(LABELS):
             rows = [settings.get(group, {}).get(constraint, {}) for settings in found]
             if any(rows):
                 cells = map(_gold_and_share, rows)

@@ -84,16 +84,15 @@ class OwnTask(Task):
     def _check_rows(self) -> None:
         if len(self.rows) < 2:
             raise UserError(f"{self.data}: one row is too few; one is held out")
-        if self._functions:
-            for place, prompt in self._placed:
-                for taken in ("prompts", "completions") & prompt.columns.keys():
-                    raise UserError(
-                        f"{place}: a column cannot be called {taken}, which is another argument "
-                        "of the reward function; rename it"
-                    )
-        if self.base is None:
-            return
         for place, prompt in self._placed:
+            taken = {"prompts", "completions"} & prompt.columns.keys()
+            if self._functions and taken:
+                raise UserError(
+                    f"{place}: a column cannot be called {min(taken)}, which is another argument "
+                    "of the reward function; rename it"
+                )
+            if self.base is None:
+                continue
             missing = [name for name in self.base.columns if name not in prompt.columns]
             if missing:
                 raise UserError(
@@ -176,7 +175,10 @@ class OwnTask(Task):
 
 def _is_number(value: object) -> bool:
     """Whether it is a number that a float can hold; 10**400 is none."""
+    if not isinstance(value, Real):
+        return False
     try:
-        return isinstance(value, Real) and isinstance(float(value), float)
+        float(value)
     except OverflowError:
         return False
+    return True

@@ -21,6 +21,7 @@ from rftkit.widgets.parts import (
     draw,
     dropdown,
     fit,
+    legend_below,
     offer,
     panels,
     player,
@@ -78,7 +79,6 @@ def lab_figure(chosen: Sequence[tuple[Sweep, float]], step: int) -> Figure:
     Several seeds are their mean, and a band from lowest to highest.
     """
     figure, axes = panels(2, 2, 11, 5.8)
-    figure.subplots_adjust(bottom=0.14)  # for the legend
     for axis, (key, title) in zip(axes.flat, MEASURES, strict=True):
         for sweep, coef in chosen:
             for other, runs in sweep.runs.items():
@@ -92,8 +92,7 @@ def lab_figure(chosen: Sequence[tuple[Sweep, float]], step: int) -> Figure:
     gold.set_ylim(0, 1.05 * gold_max)
     degenerate.set_ylim(-0.03, 1.03)
     strength.set_ylim(0, 1)
-    handles, labels = task.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=2, frameon=False)
+    legend_below(figure, task, 0.14)
     return figure
 
 

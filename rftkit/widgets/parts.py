@@ -126,6 +126,16 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     return figure, axes
 
 
+def legend_below(figure: Figure, axis: Axes, bottom: float) -> None:
+    """The names of an axis' lines under all panels, which end at `bottom`, a share of the height.
+
+    Over a panel it would hide what moves there.
+    """
+    figure.subplots_adjust(bottom=bottom)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
+
+
 def tidy(axis: Axes, title: str, x: str = "step") -> None:
     """Title at the left, a light grid, no box."""
     axis.set_title(title, fontsize=10, loc="left")

@@ -20,6 +20,7 @@ from rftkit.widgets.parts import (
     Explorer,
     constraint_label,
     draw,
+    legend_below,
     panels,
     player,
     row,
@@ -39,7 +40,6 @@ def toy_figure(
 ) -> Figure:
     """Bars for each constraint at `step`; below, the expectations over all steps."""
     figure, (bars, curves) = panels(2, 3, 12, 6.8)
-    figure.subplots_adjust(bottom=0.13)  # for the legend
     highest = max(float(history.probs.max()) for history in histories.values())
     for axis, name in zip(bars, NAMES, strict=True):
         _bars(axis, scene, name, histories[name].probs[step], coefs)
@@ -50,8 +50,7 @@ def toy_figure(
             axis.plot(values, STYLES[name], color=COLOURS[name], linewidth=2, label=LABELS[name])
         axis.axvline(step, color="#777777", linewidth=1)
         tidy(axis, title)
-    handles, labels = curves[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
+    legend_below(figure, curves[0], 0.13)
     return figure
 
 
